@@ -74,7 +74,7 @@ type Grant struct {
 
 // MinFirstGrant is how many slots the first grant of a region has at least, in
 // one run: Format needs FormatSlots of them.
-const MinFirstGrant = 16
+const MinFirstGrant = 8
 
 // A Tree names a page table on the device. The zero Tree has no pages.
 type Tree struct {

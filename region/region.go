@@ -90,6 +90,7 @@ type Checkpoint struct {
 	Time  int64  // when it was made, ns since 1970
 	Size  uint64 // of the file, in bytes
 	Mtime int64  // of the file, ns since 1970
+	Pages uint64 // in Tree
 	Tree  Tree
 }
 

@@ -181,8 +181,16 @@ func (m *slotMap) release(s Slot) {
 
 // commit says that a committed epoch refers to s.
 func (m *slotMap) commit(s Slot) {
-	if x, b := m.find(s); x != nil {
-		x.pending[b/64] &^= 1 << (b % 64)
+	x, b := m.find(s)
+	if x == nil {
+		return
+	}
+	bit := uint64(1) << (b % 64)
+	x.pending[b/64] &^= bit
+	if x.used[b/64]&bit == 0 { // recovery: an epoch used a slot that an earlier one freed
+		x.used[b/64] |= bit
+		x.free--
+		m.free--
 	}
 }
 

@@ -1,0 +1,286 @@
+package region
+
+import (
+	"context"
+	"fmt"
+)
+
+// table is the page table in memory: all inner nodes that were ever touched, and
+// a bounded number of leaves. The Image's mu guards it.
+type table struct {
+	height uint32
+	root   *node // nil: not loaded, or no pages
+	stored Entry // of the root, while root is nil
+	pages  uint64
+
+	leaves  int // loaded
+	limit   int // of clean leaves
+	evictAt int // leaves at which to look for some to forget
+}
+
+// leaf returns the leaf that maps page, or nil if there is none. mu is held, and
+// released while a node is read.
+func (im *Image) leaf(ctx context.Context, page uint64) (*node, error) {
+	var loaded *node
+	for {
+		t := &im.table
+		if page >= capacity(t.height) || t.height == 0 {
+			return nil, nil
+		}
+		n, e, level := t.root, t.stored, t.height-1
+		place := &t.root
+		for n != nil && level > 0 {
+			i := index(page, level)
+			level--
+			place, e = &n.kids[i], n.entries[i]
+			n = n.kids[i]
+		}
+		switch {
+		case n != nil:
+			n.used = true
+			return n, nil
+		case e.Slot == 0:
+			return nil, nil
+		case loaded != nil && loaded.stored == e:
+			*place = loaded
+			loaded.used = true
+			if level == 0 {
+				t.leaves++
+				im.evict(loaded)
+			}
+			loaded = nil
+			continue
+		}
+		im.mu.Unlock()
+		next, err := im.readNode(ctx, e, level)
+		im.mu.Lock()
+		if err != nil && im.entryAt(page, level) == e {
+			return nil, err
+		}
+		loaded = next // nil if the slot was used again meanwhile: look again
+	}
+}
+
+// entryAt is where the node of level on page's path is stored, if it is not loaded.
+func (im *Image) entryAt(page uint64, level uint32) Entry {
+	t := &im.table
+	if page >= capacity(t.height) || level >= t.height {
+		return Entry{}
+	}
+	n, e := t.root, t.stored
+	for l := t.height - 1; n != nil && l > level; l-- {
+		i := index(page, l)
+		n, e = n.kids[i], n.entries[i]
+	}
+	if n != nil {
+		return Entry{}
+	}
+	return e
+}
+
+// readNode reads and verifies a node. mu is not held.
+func (im *Image) readNode(ctx context.Context, e Entry, level uint32) (*node, error) {
+	n := newNode(level)
+	n.stored = e
+	if err := readEntries(ctx, im.dev, im.id, e, &n.entries); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+func readEntries(ctx context.Context, dev Device, id ID, e Entry, entries *[fanout]Entry) error {
+	b := make([]byte, PageSize)
+	if err := dev.Read(ctx, b, e.Slot.Offset()); err != nil {
+		return fmt.Errorf("region %d: read table node: %w", id, err)
+	}
+	if Checksum(b) != e.CRC || !decodeEntries(entries, b) {
+		return &CorruptError{Region: id, Off: e.Slot.Offset(), Page: NoPage, What: "table node"}
+	}
+	return nil
+}
+
+// nextLeaf returns the first leaf that maps pages at or after page, and the first
+// page it maps; nil if there is none. mu is held as in leaf.
+func (im *Image) nextLeaf(ctx context.Context, page uint64) (uint64, *node, error) {
+search:
+	for page < capacity(im.table.height) && im.table.height > 0 {
+		n := im.table.root
+		for level := im.table.height - 1; n != nil && level > 0; level-- {
+			i := index(page, level)
+			if n.kids[i] == nil && n.entries[i].Slot == 0 {
+				page = (page>>(level*fanoutBits) + 1) << (level * fanoutBits)
+				continue search
+			}
+			n = n.kids[i]
+		}
+		leaf, err := im.leaf(ctx, page)
+		if err != nil {
+			return 0, nil, err
+		}
+		if leaf != nil {
+			return page &^ (fanout - 1), leaf, nil
+		}
+		if im.table.root == nil && im.table.stored.Slot == 0 {
+			break
+		}
+		// The path is loaded now, and ends in a hole that the loop above skips.
+	}
+	return 0, nil, nil
+}
+
+// own makes the node at place fit for a change: a frozen one is copied.
+func own(place **node) *node {
+	n := *place
+	if n.frozen {
+		c := *n
+		if n.kids != nil {
+			kids := *n.kids
+			c.kids = &kids
+		}
+		c.frozen = false
+		n = &c
+		*place = n
+	}
+	n.dirty, n.used = true, true
+	return n
+}
+
+// set maps page to e and returns what it was mapped to. The leaf is loaded, or
+// does not exist. mu is held.
+func (im *Image) set(page uint64, e Entry) Entry {
+	t := &im.table
+	if t.height == 0 {
+		t.height = 1
+		t.root, t.stored = newNode(0), Entry{}
+		t.leaves++
+	}
+	for page >= capacity(t.height) {
+		// Only the old root's first pages exist: it becomes entry 0.
+		up := newNode(t.height)
+		up.kids[0], up.entries[0] = t.root, t.stored
+		up.dirty = true
+		t.root, t.stored = up, Entry{}
+		t.height++
+	}
+	n := own(&t.root)
+	for level := t.height - 1; level > 0; level-- {
+		i := index(page, level)
+		if n.kids[i] == nil {
+			n.kids[i] = newNode(level - 1)
+			if level == 1 {
+				t.leaves++
+			}
+		}
+		n = own(&n.kids[i])
+	}
+	i := index(page, 0)
+	old := n.entries[i]
+	n.entries[i] = e
+	if old.Slot != 0 {
+		t.pages--
+	}
+	if e.Slot != 0 {
+		t.pages++
+	}
+	return old
+}
+
+// drop unmaps all pages from page cut on, and returns the slots of pages and
+// nodes of the present series that nothing reaches any more. mu is held as in
+// leaf; commitMu keeps others from changing the table meanwhile.
+func (im *Image) drop(ctx context.Context, cut uint64) (pages, nodes []Slot, err error) {
+	t := &im.table
+	for at := cut; ; {
+		base, leaf, err := im.nextLeaf(ctx, at)
+		if err != nil {
+			return nil, nil, err
+		}
+		if leaf == nil {
+			break
+		}
+		for p := max(base, cut); p < base+fanout; p++ {
+			if e := leaf.entries[index(p, 0)]; e.Slot != 0 {
+				t.pages--
+				if e.Series == im.series {
+					pages = append(pages, e.Slot)
+				}
+			}
+		}
+		at = base + fanout
+	}
+	if t.height == 0 || cut >= capacity(t.height) {
+		return pages, nodes, nil
+	}
+	if _, err := im.leaf(ctx, cut); err != nil { // the leaf that stays in part
+		return nil, nil, err
+	}
+	if t.root != nil {
+		im.dropBelow(&t.root, t.height-1, 0, cut, &nodes)
+	}
+	if cut == 0 {
+		t.root, t.stored, t.height, t.leaves = nil, Entry{}, 0, 0
+	}
+	return pages, nodes, nil
+}
+
+// dropBelow clears the subtree at place, whose first page is base, from cut on.
+// Every inner node below was loaded by nextLeaf.
+func (im *Image) dropBelow(place **node, level uint32, base, cut uint64, nodes *[]Slot) {
+	if base >= cut {
+		im.dropNode((*place).stored, nodes)
+	}
+	n := own(place)
+	for i := range fanout {
+		span := uint64(1) << (level * fanoutBits)
+		first := base + uint64(i)*span
+		switch {
+		case first+span <= cut:
+		case level == 0:
+			n.entries[i] = Entry{}
+		case n.kids[i] != nil:
+			im.dropBelow(&n.kids[i], level-1, first, cut, nodes)
+			if first >= cut {
+				n.kids[i], n.entries[i] = nil, Entry{}
+				if level == 1 {
+					im.table.leaves--
+				}
+			}
+		case first >= cut:
+			im.dropNode(n.entries[i], nodes)
+			n.entries[i] = Entry{}
+		}
+	}
+}
+
+func (im *Image) dropNode(e Entry, nodes *[]Slot) {
+	if e.Slot != 0 && e.Series == im.series {
+		*nodes = append(*nodes, e.Slot)
+	}
+}
+
+// evict forgets clean leaves that were not used since the last time, but never
+// keep, if too many are loaded.
+func (im *Image) evict(keep *node) {
+	t := &im.table
+	if t.leaves <= max(t.limit, t.evictAt) || t.height < 2 {
+		return
+	}
+	var below func(n *node, level uint32)
+	below = func(n *node, level uint32) {
+		for i, kid := range n.kids {
+			switch {
+			case kid == nil:
+			case level > 1:
+				below(kid, level-1)
+			case kid.dirty || kid.frozen || kid == keep || t.leaves <= t.limit/2:
+			case kid.used:
+				kid.used = false
+			default:
+				n.entries[i], n.kids[i] = kid.stored, nil
+				t.leaves--
+			}
+		}
+	}
+	below(t.root, t.height-1)
+	t.evictAt = t.leaves + t.limit/4 // where all are dirty, do not look at each load
+}

@@ -1,0 +1,108 @@
+# The common tasks of rpmemfs. `make help` lists them.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+
+GO      ?= go
+CC      ?= gcc
+BIN     ?= bin
+DESTDIR ?=
+PREFIX  ?= /usr/local
+SEED    ?= 0
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# Every C file is compiled with warnings as errors.
+CSTD   := -std=c11 -O2 -g -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
+CFLAGS ?=
+
+C_SOURCES := examples/bank/bank.c $(wildcard tests/c/*.c)
+C_LMDB    := $(shell printf '\#include <lmdb.h>\n' | $(CC) -E - >/dev/null 2>&1 && echo yes)
+ifneq ($(C_LMDB),yes)
+C_SOURCES := $(filter-out tests/c/lmdb.c,$(C_SOURCES))
+endif
+C_BINS    := $(patsubst %.c,$(BIN)/%,$(notdir $(C_SOURCES)))
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' Makefile
+
+.PHONY: build
+build: ## the daemon, the tool and the mount helper into bin/
+	@mkdir -p $(BIN)
+	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" \
+		-o $(BIN)/ ./cmd/...
+
+.PHONY: c
+c: $(C_BINS) ## the example bank and the C test programs into bin/
+
+$(BIN)/lmdb: LDLIBS += -llmdb
+$(BIN)/%: examples/bank/%.c
+	@mkdir -p $(BIN)
+	$(CC) $(CSTD) $(CFLAGS) -o $@ $< $(LDLIBS)
+$(BIN)/%: tests/c/%.c
+	@mkdir -p $(BIN)
+	$(CC) $(CSTD) $(CFLAGS) -o $@ $< $(LDLIBS)
+
+.PHONY: demo
+demo: ## a bank that is killed ten times and never loses a coin
+	@tests/install.sh fuse
+	$(MAKE) --no-print-directory build c
+	examples/demo.sh $(BIN)
+
+.PHONY: install-deps
+install-deps:
+	@tests/install.sh all
+
+.PHONY: test
+test: install-deps ## everything this machine can run, in minutes
+	$(GO) test -timeout 20m -seed $(SEED) ./...
+
+.PHONY: race
+race: install-deps ## all tests under the race detector, daemon included
+	$(GO) test -race -timeout 40m -seed $(SEED) ./...
+
+# FUZZTIME is spent on each target.
+FUZZTIME ?= 30s
+.PHONY: fuzz
+fuzz: ## every fuzz target, FUZZTIME (30s) each
+	@$(GO) list -f '{{.ImportPath}} {{.Dir}}' ./... | while read -r pkg dir; do
+		{ grep -hoE '^func Fuzz[A-Za-z0-9_]+' "$$dir"/*_test.go 2>/dev/null || true; } |
+		while read -r _ name; do
+			echo "== $$pkg $$name"
+			$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$pkg"
+		done
+	done
+
+.PHONY: crash
+crash: install-deps ## many seeds of every crash test: power cuts and kills
+	$(GO) test -timeout 120m -run 'Crash|Cut|PowerLoss|Survives' -long \
+		-seed $(SEED) ./region/... ./memnode/... ./internal/...
+	$(GO) test -timeout 120m -run 'Kill|Fsx|Damaged' -rounds 1000 \
+		-seed $(SEED) ./tests
+
+.PHONY: bench
+bench: ## compare with go-fuse's loopback file system; prints one table
+	@tests/install.sh fuse
+	$(GO) run ./tests/bench $(BENCHFLAGS)
+
+.PHONY: lint
+lint: ## formatting, vet, staticcheck, go.mod, C warnings
+	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools.mod staticcheck ./...
+	$(GO) mod tidy -diff
+	@for f in $(C_SOURCES); do
+		echo "cc $$f"
+		$(CC) $(CSTD) -fsyntax-only "$$f"
+	done
+
+.PHONY: install
+install: build ## into DESTDIR PREFIX (/usr/local), mount helper into /sbin
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/sbin
+	install -m 755 $(BIN)/rpmemfs $(BIN)/rpmemctl $(DESTDIR)$(PREFIX)/bin
+	ln -sf $(PREFIX)/bin/rpmemfs $(DESTDIR)/sbin/mount.fuse.rpmemfs
+
+.PHONY: clean
+clean: ## what was built
+	rm -rf $(BIN)

@@ -1,0 +1,6 @@
+//go:build race
+
+package tests
+
+// raceEnabled says that the daemon is built with the race detector as well.
+const raceEnabled = true

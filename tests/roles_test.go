@@ -1,0 +1,13 @@
+package tests
+
+// roles are the parts that this binary plays in child processes.
+var roles = map[string]func(args []string) error{
+	"getxattr": roleGetxattr,
+	"setxattr": roleSetxattr,
+	"stamp":    roleStamp,
+	"verify":   roleVerify,
+	"bolt":     roleBolt,
+	"boltload": roleBoltCheck,
+	"mapper":   roleMapper,
+	"scan":     roleScan,
+}

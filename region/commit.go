@@ -124,13 +124,14 @@ func (im *Image) commitRecord(ctx context.Context, c Change) (epoch.ID, error) {
 	}
 	// Only now: until the flush a crash would need the replaced pages.
 	im.releaseAll(freed)
-	im.releaseNodes(nodes)
+	im.dropped = append(im.dropped, nodes...)
 	return r.epoch, nil
 }
 
-// apply brings the table to r's epoch and returns the page and node slots that
-// the epoch before needed and this one does not. mu is held as in leaf.
-func (im *Image) apply(ctx context.Context, r *record) (pages, nodes []Slot, err error) {
+// apply brings the table to r's epoch. It returns the page slots that the epoch
+// before needed and this one does not, and the nodes that left the table. mu is
+// held as in leaf.
+func (im *Image) apply(ctx context.Context, r *record) (pages []Slot, nodes []Entry, err error) {
 	im.series = r.series
 	if r.cut < NoPage {
 		if pages, nodes, err = im.drop(ctx, r.cut); err != nil {
@@ -171,16 +172,6 @@ func (im *Image) releaseAll(slots []Slot) {
 	}
 }
 
-// releaseNodes frees the slots of table nodes, after the running cut if there is
-// one: it may still write to them.
-func (im *Image) releaseNodes(slots []Slot) {
-	if im.cutting {
-		im.afterCut = append(im.afterCut, slots...)
-		return
-	}
-	im.releaseAll(slots)
-}
-
 // commitLarge commits an epoch that no log run can hold: pages first, then the
 // table as of the epoch, then the superblock. It costs two flushes more than a
 // record does. cutMu and commitMu are held.
@@ -191,6 +182,7 @@ func (im *Image) commitLarge(ctx context.Context, c Change) (epoch.ID, error) {
 	im.mu.Lock()
 	r := record{epoch: im.epoch + 1, size: c.Size, cut: c.Cut, mtime: c.Mtime, series: im.series, pages: c.Pages}
 	freed, nodes, err := im.apply(ctx, &r)
+	im.dropped = append(im.dropped, nodes...)
 	if err != nil {
 		err = im.poison(fmt.Errorf("commit epoch %d: %w", r.epoch, err))
 	}
@@ -206,7 +198,6 @@ func (im *Image) commitLarge(ctx context.Context, c Change) (epoch.ID, error) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	im.releaseAll(freed)
-	im.releaseNodes(nodes)
 	return r.epoch, nil
 }
 

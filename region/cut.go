@@ -52,7 +52,6 @@ func (im *Image) cut(ctx context.Context, mode cutMode) error {
 	}
 	runs, fresh, old := im.nextRuns(mode)
 	sb.log = runs
-	im.cutting = true
 	if mode == cutBeside {
 		im.log = logState{runs: im.log.runs, active: 1 - im.log.active, both: true}
 		im.mu.Unlock()
@@ -80,7 +79,6 @@ func (im *Image) cut(ctx context.Context, mode cutMode) error {
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	im.cutting = false
 	if err != nil {
 		return im.poison(fmt.Errorf("cut the log at epoch %d: %w", sb.epoch, err))
 	}
@@ -96,8 +94,6 @@ func (im *Image) cut(ctx context.Context, mode cutMode) error {
 	im.log = logState{runs: runs, off: off}
 	// Only now: until the superblock was flushed, recovery started from these.
 	im.releaseAll(freed)
-	im.releaseAll(im.afterCut)
-	im.afterCut = nil
 	for _, r := range old {
 		for s := r.Start; s < r.End(); s++ {
 			im.slots.release(s)
@@ -177,7 +173,7 @@ func (im *Image) dirtyNodes() (count uint64) {
 
 // freeze gives every dirty node its new slot and returns them, children first.
 // From here on commits copy these nodes instead of changing them. freed are the
-// slots they leave. mu is held.
+// slots that nothing needs once the superblock is there. mu is held.
 func (im *Image) freeze() (nodes []*node, freed []Slot, err error) {
 	for _, r := range im.reserved {
 		for s := r.Start; s < r.End(); s++ {
@@ -189,8 +185,14 @@ func (im *Image) freeze() (nodes []*node, freed []Slot, err error) {
 	if n > im.slots.free {
 		return nil, nil, fmt.Errorf("region %d: cut the log: %w", im.id, ErrNoSpace)
 	}
+	for _, e := range im.dropped {
+		if e.Series == im.series {
+			freed = append(freed, e.Slot)
+		}
+	}
+	im.dropped = nil
 	if n == 0 {
-		return nil, nil, nil
+		return nil, freed, nil
 	}
 	runs, err := im.allocLocked(n)
 	if err != nil {

@@ -52,8 +52,7 @@ type Image struct {
 	log         logState
 	checkpoints []Checkpoint
 	marked      epoch.ID // last epoch a mark or superblock calls durable
-	cutting     bool     // a cut is writing nodes
-	afterCut    []Slot   // node slots to free when it has ended
+	dropped     []Entry  // nodes that only the superblock's table still reaches
 	reserved    []Run    // allocated for the nodes of the next cut
 	sweepDue    bool
 	unfreed     uint64 // slots of older series replaced since the last sweep

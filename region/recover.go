@@ -60,7 +60,7 @@ func (im *Image) recover(ctx context.Context) error {
 			return fmt.Errorf("replay epoch %d: %w", scan.records[i].epoch, err)
 		}
 		im.releaseAll(freed)
-		im.releaseNodes(nodes)
+		im.dropped = append(im.dropped, nodes...)
 	}
 	im.marked = max(im.marked, min(scan.durable, im.epoch))
 	return nil

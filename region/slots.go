@@ -86,7 +86,7 @@ func (m *slotMap) find(s Slot) (*extent, uint64) {
 // round the extents from where the last call ended, so that the pages of an
 // epoch come to lie next to each other. The caller has checked that free > 0.
 func (m *slotMap) alloc(n uint64) Run {
-	for range len(m.extents) + 1 {
+	for range 2 * len(m.extents) { // twice: the first round may end past the gaps
 		if m.cursor >= len(m.extents) {
 			m.cursor = 0
 		}

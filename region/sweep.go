@@ -15,6 +15,9 @@ func (im *Image) sweep(ctx context.Context) error {
 	for s := im.super; s < im.super+2; s++ {
 		im.slots.mark(s)
 	}
+	for _, e := range im.dropped {
+		im.slots.mark(e.Slot)
+	}
 	for _, r := range im.log.runs {
 		for s := r.Start; s < r.End(); s++ {
 			im.slots.mark(s)

@@ -185,10 +185,11 @@ func (im *Image) set(page uint64, e Entry) Entry {
 	return old
 }
 
-// drop unmaps all pages from page cut on, and returns the slots of pages and
-// nodes of the present series that nothing reaches any more. mu is held as in
-// leaf; commitMu keeps others from changing the table meanwhile.
-func (im *Image) drop(ctx context.Context, cut uint64) (pages, nodes []Slot, err error) {
+// drop unmaps all pages from page cut on. It returns the slots of their pages
+// that nothing reaches any more, and all their nodes: recovery needs those until
+// the next superblock. mu is held as in leaf; commitMu keeps others from changing
+// the table meanwhile.
+func (im *Image) drop(ctx context.Context, cut uint64) (pages []Slot, nodes []Entry, err error) {
 	t := &im.table
 	for at := cut; ; {
 		base, leaf, err := im.nextLeaf(ctx, at)
@@ -225,9 +226,9 @@ func (im *Image) drop(ctx context.Context, cut uint64) (pages, nodes []Slot, err
 
 // dropBelow clears the subtree at place, whose first page is base, from cut on.
 // Every inner node below was loaded by nextLeaf.
-func (im *Image) dropBelow(place **node, level uint32, base, cut uint64, nodes *[]Slot) {
-	if base >= cut {
-		im.dropNode((*place).stored, nodes)
+func (im *Image) dropBelow(place **node, level uint32, base, cut uint64, nodes *[]Entry) {
+	if base >= cut && (*place).stored.Slot != 0 {
+		*nodes = append(*nodes, (*place).stored)
 	}
 	n := own(place)
 	for i := range fanout {
@@ -245,16 +246,10 @@ func (im *Image) dropBelow(place **node, level uint32, base, cut uint64, nodes *
 					im.table.leaves--
 				}
 			}
-		case first >= cut:
-			im.dropNode(n.entries[i], nodes)
+		case first >= cut && n.entries[i].Slot != 0:
+			*nodes = append(*nodes, n.entries[i])
 			n.entries[i] = Entry{}
 		}
-	}
-}
-
-func (im *Image) dropNode(e Entry, nodes *[]Slot) {
-	if e.Slot != 0 && e.Series == im.series {
-		*nodes = append(*nodes, e.Slot)
 	}
 }
 

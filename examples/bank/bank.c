@@ -12,9 +12,10 @@
  *					missing or made from nothing
  *
  * On an ordinary file system the kernel writes pages whenever it likes, so a
- * crash leaves a file in which some transfers are half done. On an rpmemfs mount
- * the file is what it was at the last msync, whatever dies.
+ * crash leaves a file in which some transfers are half done. On an rpmemfs
+ * mount the file is what it was at the last msync, whatever dies.
  */
+#define _POSIX_C_SOURCE 200809L
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdint.h>

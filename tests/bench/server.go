@@ -1,0 +1,199 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// limit bounds every wait of the bench.
+const limit = 5 * time.Minute
+
+// A server is a running FUSE daemon.
+type server struct {
+	mnt    string
+	ready  time.Time // when it said that it is mounted
+	cmd    *exec.Cmd
+	out    *bufio.Scanner
+	cancel context.CancelFunc
+}
+
+// serve starts a daemon and waits for its line "mounted".
+func serve(mnt, name string, args ...string) (*server, error) {
+	if err := os.MkdirAll(mnt, 0o755); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	s := &server{mnt: mnt, cmd: exec.CommandContext(ctx, name, args...), cancel: cancel}
+	s.cmd.Stderr = os.Stderr
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	pipe, err := s.cmd.StdoutPipe()
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	if err := s.cmd.Start(); err != nil {
+		cancel()
+		return nil, err
+	}
+	s.out = bufio.NewScanner(pipe)
+	if !s.out.Scan() || !strings.HasPrefix(s.out.Text(), "mounted") {
+		cancel()
+		return nil, errors.Join(fmt.Errorf("%s: not mounted: %q", name, s.out.Text()), s.cmd.Wait())
+	}
+	s.ready = time.Now()
+	return s, nil
+}
+
+// stop unmounts and returns what the daemon still said.
+func (s *server) stop() (string, error) {
+	defer s.cancel()
+	_ = s.cmd.Process.Signal(syscall.SIGTERM) // reported by Wait
+	var rest []string
+	for s.out.Scan() {
+		rest = append(rest, s.out.Text())
+	}
+	if err := s.cmd.Wait(); err != nil {
+		return "", fmt.Errorf("%s: %w", s.cmd.Path, err)
+	}
+	return strings.Join(rest, "\n"), nil
+}
+
+// kill ends the daemon as a crash does.
+func (s *server) kill() {
+	defer s.cancel()
+	_ = s.cmd.Process.Kill() // it runs: nobody else ends it
+	_ = s.cmd.Wait()         // "signal: killed"
+}
+
+// rssBytes returns the daemon's resident memory now and at its peak.
+func (s *server) rssBytes() (now, peak int64, err error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+	if err != nil {
+		return 0, 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		n, _ := strconv.ParseInt(fields[1], 10, 64) // 0: not a number
+		switch fields[0] {
+		case "VmRSS:":
+			now = n << 10
+		case "VmHWM:":
+			peak = n << 10
+		}
+	}
+	return now, peak, nil
+}
+
+// mount starts rpmemfs on a pool of the bench.
+func (b *bench) mount(pool string, args ...string) (*server, error) {
+	mnt := filepath.Join(b.dir, "mnt")
+	args = append([]string{"mount", "--pool", filepath.Join(b.dir, pool)}, args...)
+	return serve(mnt, b.rpmemfs, append(args, mnt)...)
+}
+
+// pair starts both file systems.
+func (b *bench) pair(size string) (ours, theirs *server, err error) {
+	if ours, err = b.mount("pool", "--size", size); err != nil {
+		return nil, nil, err
+	}
+	original := filepath.Join(b.dir, "original")
+	if err := os.MkdirAll(original, 0o755); err != nil {
+		return nil, nil, err
+	}
+	theirs, err = serve(filepath.Join(b.dir, "loop"), b.loopback, original, filepath.Join(b.dir, "loop"))
+	if err != nil {
+		return nil, nil, err
+	}
+	return ours, theirs, nil
+}
+
+// unpair stops both, makes sure that the loopback file system was not passed
+// through, and removes what they kept.
+func (b *bench) unpair(ours, theirs *server) error {
+	_, err := ours.stop()
+	said, err2 := theirs.stop()
+	if err := errors.Join(err, err2); err != nil {
+		return err
+	}
+	if n, _ := strconv.Atoi(strings.TrimPrefix(said, "writes ")); n == 0 {
+		return fmt.Errorf("loopback saw no WRITE (%q): it was passed through, nothing here can be compared", said)
+	}
+	return b.discard()
+}
+
+// discard removes pool and files of a measurement.
+func (b *bench) discard() error {
+	return errors.Join(os.RemoveAll(filepath.Join(b.dir, "pool")), os.RemoveAll(filepath.Join(b.dir, "original")))
+}
+
+// A counter is what `rpmemctl status --json` counts.
+type counters struct {
+	MediumBytesWritten int64 `json:"medium_bytes_written"`
+	BytesCommitted     int64 `json:"bytes_committed"`
+}
+
+func (b *bench) counters(s *server) (c counters, err error) {
+	out, err := exec.Command(b.rpmemctl, "status", "--json", s.mnt).Output()
+	if err != nil {
+		return c, fmt.Errorf("rpmemctl status: %w", err)
+	}
+	if err := json.Unmarshal(out, &c); err != nil {
+		return c, fmt.Errorf("rpmemctl status --json: %w", err)
+	}
+	if c.BytesCommitted == 0 {
+		return c, fmt.Errorf("rpmemctl status --json counts nothing: %.300s", out)
+	}
+	return c, nil
+}
+
+// A storer is a running helper of tests/c/store.c on one file.
+type storer struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Scanner
+}
+
+func (b *bench) storer(file string, bytes int64) (*storer, error) {
+	s := &storer{cmd: exec.Command(b.store, file, strconv.FormatInt(bytes, 10))}
+	s.cmd.Stderr = os.Stderr
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := s.cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if s.in, err = s.cmd.StdinPipe(); err != nil {
+		return nil, err
+	}
+	s.out = bufio.NewScanner(out)
+	return s, s.cmd.Start()
+}
+
+// do runs a command of the helper and returns how long it took there.
+func (s *storer) do(command string, args ...any) (time.Duration, error) {
+	if _, err := fmt.Fprintln(s.in, append([]any{command}, args...)...); err != nil {
+		return 0, err
+	}
+	if !s.out.Scan() {
+		return 0, fmt.Errorf("store: %s: no answer", command)
+	}
+	n, err := strconv.ParseInt(s.out.Text(), 10, 64)
+	return time.Duration(n), err
+}
+
+func (s *storer) close() error {
+	return errors.Join(s.in.Close(), s.cmd.Wait())
+}

@@ -1,0 +1,65 @@
+package epoch
+
+import (
+	"context"
+	"sync"
+)
+
+// A Manager turns requests for durability into commits of one region. Requests
+// that come while a commit is under way share the next one.
+//
+// Lock order: commitMu, then mu.
+type Manager struct {
+	store Store // immutable
+
+	commitMu sync.Mutex // serialises commits; held across Store
+
+	mu      sync.Mutex          // guards waiting
+	waiting [Written + 1]*batch // by scope; nil: nobody waits
+}
+
+// A batch is a commit that several callers wait for.
+type batch struct {
+	once sync.Once
+	id   ID
+	err  error
+}
+
+// NewManager returns the manager of store's epochs.
+func NewManager(store Store) *Manager { return &Manager{store: store} }
+
+// Commit makes durable what was stored before the call, as far as scope reaches,
+// and returns the last committed epoch. Where nothing was stored it only returns
+// that. Past the seal ctx is not looked at: half a commit is worse than a late one.
+func (m *Manager) Commit(ctx context.Context, scope Scope) (ID, error) {
+	m.mu.Lock()
+	b := m.waiting[scope]
+	if b == nil {
+		b = &batch{}
+		m.waiting[scope] = b
+	}
+	m.mu.Unlock()
+	b.once.Do(func() { b.id, b.err = m.run(context.WithoutCancel(ctx), scope) })
+	return b.id, b.err
+}
+
+func (m *Manager) run(ctx context.Context, scope Scope) (ID, error) {
+	m.commitMu.Lock()
+	defer m.commitMu.Unlock()
+	// Whoever comes from here on may have stored after the seal.
+	m.mu.Lock()
+	m.waiting[scope] = nil
+	m.mu.Unlock()
+	id, dirty, err := m.store.Seal(ctx, scope)
+	if err != nil || !dirty {
+		return id, err
+	}
+	return id, m.store.Commit(ctx, id)
+}
+
+// Exclusive runs f while no commit is under way.
+func (m *Manager) Exclusive(f func() error) error {
+	m.commitMu.Lock()
+	defer m.commitMu.Unlock()
+	return f()
+}

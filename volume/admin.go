@@ -1,0 +1,350 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rpmemfs/rpmemfs/epoch"
+	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/region"
+)
+
+// acquireRegular is acquire, and ErrNotRegular or namespace.ErrIsDir for anything
+// but a regular file.
+func (v *Volume) acquireRegular(ctx context.Context, ino namespace.Ino) (*file, error) {
+	n, err := v.cfg.Pool.Inode(ctx, ino)
+	if err != nil {
+		return nil, err
+	}
+	if n.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, notRegular(n)
+	}
+	return v.acquire(ctx, ino)
+}
+
+// Commit commits everything that reached the daemon of a file's open epoch, and
+// returns the last committed epoch.
+func (v *Volume) Commit(ctx context.Context, ino namespace.Ino) (epoch.ID, error) {
+	if err := v.writable(); err != nil {
+		return 0, err
+	}
+	f, err := v.acquireRegular(ctx, ino)
+	if err != nil {
+		return 0, err
+	}
+	defer v.release(f)
+	return v.commit(ctx, f, epoch.All)
+}
+
+// CommitAll commits every file that has an open epoch and returns how many had.
+// It goes on after errors and returns them joined.
+func (v *Volume) CommitAll(ctx context.Context) (files int, err error) {
+	if err := v.writable(); err != nil {
+		return 0, err
+	}
+	var errs []error
+	for _, f := range v.inUse() {
+		if f.cache.DirtyScope(epoch.All) {
+			if _, err := v.commit(ctx, f, epoch.All); err != nil {
+				errs = append(errs, fmt.Errorf("commit file %d: %w", f.ino, err))
+			} else {
+				files++
+			}
+		}
+		v.release(f)
+	}
+	return files, errors.Join(errs...)
+}
+
+// inUse returns every file that is loaded, each with one more ref, by number.
+func (v *Volume) inUse() []*file {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var files []*file
+	for _, f := range v.files {
+		if f.loaded() && f.left == nil {
+			f.refs++
+			v.busy(f)
+			files = append(files, f)
+		}
+	}
+	slices.SortFunc(files, func(a, b *file) int {
+		if a.ino < b.ino {
+			return -1
+		}
+		return 1
+	})
+	return files
+}
+
+// Rollback throws the open epoch away, under programs that map the file: when it
+// returns their mappings show the last committed epoch. It returns how many pages
+// were thrown away. Stores that programs make meanwhile may be lost or kept.
+func (v *Volume) Rollback(ctx context.Context, ino namespace.Ino) (pages int, err error) {
+	if err := v.writable(); err != nil {
+		return 0, err
+	}
+	f, err := v.acquireRegular(ctx, ino)
+	if err != nil {
+		return 0, err
+	}
+	defer v.release(f)
+	return v.discard(ctx, f)
+}
+
+// Checkpoints returns the checkpoints of a file, oldest first.
+func (v *Volume) Checkpoints(ctx context.Context, ino namespace.Ino) ([]region.Checkpoint, error) {
+	n, err := v.cfg.Pool.Inode(ctx, ino)
+	if err != nil {
+		return nil, err
+	}
+	if n.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, notRegular(n)
+	}
+	loc, err := v.cfg.Pool.Locate(ctx, region.ID(ino))
+	if err != nil {
+		return nil, err
+	}
+	list := slices.Clone(loc.Checkpoints)
+	slices.SortStableFunc(list, func(a, b region.Checkpoint) int {
+		switch {
+		case a.Epoch != b.Epoch && a.Epoch < b.Epoch, a.Epoch == b.Epoch && a.Time < b.Time:
+			return -1
+		case a.Epoch == b.Epoch && a.Time == b.Time:
+			return 0
+		}
+		return 1
+	})
+	return list, nil
+}
+
+// Checkpoint commits the open epoch and keeps the result, durably, under a name.
+// namespace.ErrExist if the name is taken.
+func (v *Volume) Checkpoint(ctx context.Context, ino namespace.Ino, name string) (region.Checkpoint, error) {
+	if err := v.writable(); err != nil {
+		return region.Checkpoint{}, err
+	}
+	if err := checkCheckpointName(name); err != nil {
+		return region.Checkpoint{}, err
+	}
+	f, err := v.acquireRegular(ctx, ino)
+	if err != nil {
+		return region.Checkpoint{}, err
+	}
+	defer v.release(f)
+	if _, err := v.commit(ctx, f, epoch.All); err != nil {
+		return region.Checkpoint{}, err
+	}
+	return v.saveCheckpoint(ctx, f, name)
+}
+
+// saveCheckpoint keeps the committed epoch under a name.
+func (v *Volume) saveCheckpoint(ctx context.Context, f *file, name string) (region.Checkpoint, error) {
+	ctx = context.WithoutCancel(ctx)
+	cp, err := f.image.Freeze(ctx, name, v.now().UnixNano())
+	if errors.Is(err, region.ErrCheckpointExists) {
+		return cp, fmt.Errorf("checkpoint %q: %w", name, namespace.ErrExist)
+	}
+	if err != nil {
+		return cp, err
+	}
+	if err := v.cfg.Pool.SaveCheckpoint(ctx, region.ID(f.ino), cp); err != nil {
+		v.dropFromImage(f, name)
+		return cp, err
+	}
+	return cp, nil
+}
+
+// DropCheckpoint forgets a checkpoint, durably. The slots that only it reached
+// become free in the background. namespace.ErrNotExist if there is none.
+func (v *Volume) DropCheckpoint(ctx context.Context, ino namespace.Ino, name string) error {
+	if err := v.writable(); err != nil {
+		return err
+	}
+	f, err := v.acquireRegular(ctx, ino)
+	if err != nil {
+		return err
+	}
+	defer v.release(f)
+	if err := v.cfg.Pool.DropCheckpoint(ctx, region.ID(ino), name); err != nil {
+		return err
+	}
+	// In this order: the directory must not name a tree whose slots are free.
+	v.dropFromImage(f, name)
+	return nil
+}
+
+// findCheckpoint returns the checkpoint of a name, or else the newest of an epoch
+// written in decimal.
+func (v *Volume) findCheckpoint(ctx context.Context, ino namespace.Ino, name string) (region.Checkpoint, error) {
+	list, err := v.Checkpoints(ctx, ino)
+	if err != nil {
+		return region.Checkpoint{}, err
+	}
+	for _, cp := range list {
+		if cp.Name == name {
+			return cp, nil
+		}
+	}
+	if id, err := strconv.ParseUint(name, 10, 64); err == nil {
+		for _, cp := range slices.Backward(list) {
+			if cp.Epoch == epoch.ID(id) {
+				return cp, nil
+			}
+		}
+	}
+	return region.Checkpoint{}, fmt.Errorf("checkpoint %q: %w", name, namespace.ErrNotExist)
+}
+
+// Restore makes a checkpoint, given by name or by its epoch in decimal, the newest
+// epoch of the file, and returns that epoch's ID. What the file held before stays
+// as the checkpoint "before-restore-EPOCH"; an open epoch is thrown away. ErrBusy
+// while programs have the file open, unless force: then their mappings show the
+// restored content when Restore returns.
+func (v *Volume) Restore(ctx context.Context, ino namespace.Ino, name string, force bool) (epoch.ID, error) {
+	if err := v.writable(); err != nil {
+		return 0, err
+	}
+	f, err := v.acquireRegular(ctx, ino)
+	if err != nil {
+		return 0, err
+	}
+	defer v.release(f)
+	cp, err := v.findCheckpoint(ctx, ino, name)
+	if err != nil {
+		return 0, err
+	}
+	if err := v.hold(ctx, f, force); err != nil {
+		return 0, err
+	}
+	defer v.unhold(f)
+
+	var id epoch.ID
+	ctx = context.WithoutCancel(ctx)
+	// No commit may come between: it would put the open epoch, which belongs to
+	// the old content, on top of the restored one.
+	err = f.manager.Exclusive(func() error {
+		before := fmt.Sprintf("before-restore-%d", f.cache.Committed())
+		if _, err := v.saveCheckpoint(ctx, f, before); err != nil && !errors.Is(err, namespace.ErrExist) {
+			return fmt.Errorf("keep the present state: %w", err)
+		}
+		var err error
+		if id, err = f.image.Restore(ctx, cp, v.now().UnixNano()); err != nil {
+			return err
+		}
+		_, err = v.discard(ctx, f)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("restore %q: %w", cp.Name, err)
+	}
+	v.mu.Lock()
+	v.counters.Commits++
+	f.maintain = true
+	v.mu.Unlock()
+	v.wake()
+	return id, nil
+}
+
+// hold makes opens and last closes of the file wait until unhold.
+func (v *Volume) hold(ctx context.Context, f *file, force bool) error {
+	for {
+		v.mu.Lock()
+		if f.handles > 0 && !force {
+			v.mu.Unlock()
+			return ErrBusy
+		}
+		wait := f.settling
+		if wait == nil {
+			f.settling = make(chan struct{})
+			v.mu.Unlock()
+			return nil
+		}
+		v.mu.Unlock()
+		if err := await(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+func (v *Volume) unhold(f *file) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	close(f.settling)
+	f.settling = nil
+}
+
+// Clone adds a file that starts with the content of src, or of a checkpoint of it
+// (by name, or epoch in decimal), and shares its slots until either is written.
+// Without a checkpoint the open epoch of src commits first. The clone has src's
+// permissions, owner and on-close setting.
+func (v *Volume) Clone(ctx context.Context, src namespace.Ino, checkpoint string, parent namespace.Ino, name string) (namespace.Inode, error) {
+	if err := v.writable(); err != nil {
+		return namespace.Inode{}, err
+	}
+	f, err := v.acquireRegular(ctx, src)
+	if err != nil {
+		return namespace.Inode{}, err
+	}
+	defer v.release(f)
+	if checkpoint == "" {
+		if _, err := v.commit(ctx, f, epoch.All); err != nil {
+			return namespace.Inode{}, err
+		}
+	}
+	ctx = context.WithoutCancel(ctx)
+	// A checkpoint that the directory never hears of keeps the slots in place
+	// until the clone is in src's family. It also starts a new series, so that
+	// src overwrites none of what the clone shares.
+	pin := "\x00clone-" + strconv.FormatInt(v.now().UnixNano(), 10)
+	cp, err := f.image.Freeze(ctx, pin, v.now().UnixNano())
+	if err != nil {
+		return namespace.Inode{}, err
+	}
+	defer v.dropFromImage(f, pin)
+	if checkpoint != "" {
+		if cp, err = v.findCheckpoint(ctx, src, checkpoint); err != nil {
+			return namespace.Inode{}, err
+		}
+	}
+	return v.addClone(ctx, f, cp, parent, name)
+}
+
+func (v *Volume) addClone(ctx context.Context, f *file, cp region.Checkpoint, parent namespace.Ino, name string) (namespace.Inode, error) {
+	n, err := v.cfg.Pool.Inode(ctx, f.ino)
+	if err != nil {
+		return namespace.Inode{}, err
+	}
+	n = f.attr(n).Inode
+	now := v.now().UnixNano()
+	clone := namespace.Inode{
+		Mode: n.Mode, UID: n.UID, GID: n.GID, OnClose: n.OnClose,
+		Atime: now, Mtime: now, Ctime: now,
+	}
+	seed := f.image.Seed(cp)
+	clone.MtimeEpoch = seed.Epoch
+	n, err = v.cfg.Pool.Clone(ctx, region.ID(f.ino), parent, name, clone, seed)
+	if err != nil {
+		return namespace.Inode{}, err
+	}
+	return n, v.invalidator().Entry(parent, name)
+}
+
+// checkCheckpointName refuses names that a listing of one a line, or a shell,
+// would trip over.
+func checkCheckpointName(name string) error {
+	if name == "" || len(name) > region.MaxCheckpointName {
+		return fmt.Errorf("checkpoint name of %d bytes, want 1 to %d: %w", len(name), region.MaxCheckpointName, namespace.ErrInvalid)
+	}
+	for _, c := range []byte(name) {
+		if c < ' ' || c == 0x7f || c == '/' {
+			return fmt.Errorf("checkpoint name %q: control characters and slashes: %w", name, namespace.ErrInvalid)
+		}
+	}
+	return nil
+}

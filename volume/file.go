@@ -1,0 +1,222 @@
+package volume
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+
+	"github.com/rpmemfs/rpmemfs/epoch"
+	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/region"
+)
+
+// A file is a region that is open: its durable image, the pages of its open
+// epoch, and the manager that commits them.
+type file struct {
+	ino   namespace.Ino
+	ready chan struct{} // closed when loading has ended; the next four are set then
+
+	image   *region.Image
+	cache   *rdmacache.Cache
+	manager *epoch.Manager
+	err     error // why loading failed; the file has left the table
+
+	// Guarded by Volume.mu.
+	refs     int           // handles and calls that use the file
+	handles  int           // of programs
+	settling chan struct{} // not nil while the last close or a restore runs; closed then
+	left     chan struct{} // not nil once the file leaves the table; closed when it has
+	place    *list.Element // in Volume.idle while refs is 0
+	pending  bool          // the last close could not commit: to be retried
+	maintain bool          // committed since the last Maintain
+}
+
+// loaded reports whether ready is closed and loading was a success.
+func (f *file) loaded() bool {
+	select {
+	case <-f.ready:
+		return f.err == nil
+	default:
+		return false
+	}
+}
+
+// acquire returns the file with one more ref, opening its region if need be. It
+// waits for a file that is leaving. The caller releases it. ErrClosed after Close.
+func (v *Volume) acquire(ctx context.Context, ino namespace.Ino) (*file, error) {
+	v.mu.Lock()
+	closed := v.closed
+	v.mu.Unlock()
+	if closed {
+		return nil, ErrClosed
+	}
+	return v.acquireAny(ctx, ino)
+}
+
+// acquireAny is acquire for what Close itself may need.
+func (v *Volume) acquireAny(ctx context.Context, ino namespace.Ino) (*file, error) {
+	for {
+		v.mu.Lock()
+		f := v.files[ino]
+		if f == nil {
+			f = &file{ino: ino, refs: 1, ready: make(chan struct{})}
+			v.files[ino] = f
+			v.mu.Unlock()
+			return f, v.load(ctx, f)
+		}
+		if wait := f.left; wait != nil {
+			v.mu.Unlock()
+			if err := await(ctx, wait); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		f.refs++
+		v.busy(f)
+		v.mu.Unlock()
+		if err := await(ctx, f.ready); err != nil {
+			v.release(f)
+			return nil, err
+		}
+		if f.err != nil {
+			return nil, f.err // it has left the table, with its refs
+		}
+		return f, nil
+	}
+}
+
+// load opens the region of a file that this call put into the table.
+func (v *Volume) load(ctx context.Context, f *file) error {
+	err := v.openRegion(ctx, f)
+	if err != nil {
+		err = fmt.Errorf("open file %d: %w", f.ino, err)
+		f.err = err
+		v.mu.Lock()
+		delete(v.files, f.ino)
+		v.mu.Unlock()
+	}
+	close(f.ready)
+	return err
+}
+
+func (v *Volume) openRegion(ctx context.Context, f *file) error {
+	loc, err := v.cfg.Pool.Locate(ctx, region.ID(f.ino))
+	if err != nil {
+		return err
+	}
+	f.image, err = region.Open(ctx, region.Config{
+		Device:     v.cfg.Conn,
+		Space:      v.cfg.Pool,
+		Generation: v.cfg.Pool.Generation(),
+		Location:   loc,
+		Family:     v.family(f.ino),
+		Log:        v.log,
+	})
+	if err != nil {
+		return err
+	}
+	f.cache = rdmacache.New(rdmacache.Config{
+		Conn:       v.cfg.Conn,
+		Image:      f.image,
+		FrameBytes: v.cfg.FrameBytes,
+		Log:        v.log,
+		Now:        v.now,
+	})
+	f.manager = epoch.NewManager(f.cache)
+	return nil
+}
+
+// busy takes a file out of the idle list. mu is held.
+func (v *Volume) busy(f *file) {
+	if f.place != nil {
+		v.idle.Remove(f.place)
+		f.place = nil
+	}
+}
+
+// release gives a ref back.
+func (v *Volume) release(f *file) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	f.refs--
+	if f.refs > 0 || v.files[f.ino] != f || f.left != nil {
+		return
+	}
+	f.place = v.idle.PushBack(f)
+	_, orphan := v.orphans[f.ino]
+	if orphan || v.idle.Len() > v.cfg.MaxIdle {
+		v.wake()
+	}
+}
+
+// evict closes the regions that were idle longest, beyond the bound. One that
+// still has something to lose stays: a poisoned region, whose error must last
+// until the next mount, and an open epoch that could not commit.
+func (v *Volume) evict(ctx context.Context) {
+	for {
+		f := v.evictable()
+		if f == nil {
+			return
+		}
+		// What Close writes is a hint that saves the next opener work.
+		if err := f.image.Close(ctx); err != nil {
+			v.log.Warn("close region", "ino", f.ino, "err", err)
+		}
+		v.mu.Lock()
+		delete(v.files, f.ino)
+		close(f.left)
+		v.mu.Unlock()
+	}
+}
+
+// evictable picks a file and marks it as leaving.
+func (v *Volume) evictable() *file {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	over := v.idle.Len() - v.cfg.MaxIdle
+	for e := v.idle.Front(); e != nil && over > 0; e, over = e.Next(), over-1 {
+		f := e.Value.(*file)
+		if f.pending || f.cache.Err() != nil || f.cache.DirtyScope(epoch.All) {
+			continue
+		}
+		v.busy(f)
+		f.left = make(chan struct{})
+		return f
+	}
+	return nil
+}
+
+// await waits until c is closed or ctx ends.
+func await(ctx context.Context, c <-chan struct{}) error {
+	select {
+	case <-c:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// commit commits scope of the file's open epoch. Commits of one file that meet
+// share one epoch. A pool that is full gets the space of files removed by now
+// before the error is returned.
+func (v *Volume) commit(ctx context.Context, f *file, scope epoch.Scope) (epoch.ID, error) {
+	// Past the first write half a commit is worse than a late one.
+	ctx = context.WithoutCancel(ctx)
+	dirty := f.cache.DirtyScope(scope)
+	id, err := f.manager.Commit(ctx, scope)
+	if noSpace(err) && v.reclaim(ctx) {
+		id, err = f.manager.Commit(ctx, scope)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if dirty {
+		v.mu.Lock()
+		v.counters.Commits++
+		f.maintain = true
+		v.mu.Unlock()
+		v.wake()
+	}
+	return id, nil
+}

@@ -1,0 +1,227 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rpmemfs/rpmemfs/epoch"
+	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+)
+
+// A FileStat is what Stat tells of a regular file.
+type FileStat struct {
+	Ino          namespace.Ino `json:"ino"`
+	Mode         uint32        `json:"mode"` // as st_mode
+	UID          uint32        `json:"uid"`
+	GID          uint32        `json:"gid"`
+	Nlink        uint32        `json:"nlink"`
+	Size         uint64        `json:"size"`  // bytes, of the open epoch
+	Pages        uint64        `json:"pages"` // that exist; the rest are holes
+	Epoch        epoch.ID      `json:"epoch"` // last committed
+	DirtyMapped  int           `json:"dirty_mapped_pages"`
+	DirtyWritten int           `json:"dirty_written_pages"`
+	SizeChanged  bool          `json:"size_changed"` // in the open epoch
+	Mtime        int64         `json:"mtime"`        // ns since 1970
+	Checkpoints  int           `json:"checkpoints"`
+	OnClose      string        `json:"on_close"` // "rollback" or "commit", as it applies
+	Handles      int           `json:"handles"`
+	Poisoned     string        `json:"poisoned,omitempty"` // the first cause
+	GrantedSlots uint64        `json:"granted_slots"`
+	FreeSlots    uint64        `json:"free_slots"` // of the granted ones
+}
+
+// Stat tells about a regular file.
+func (v *Volume) Stat(ctx context.Context, ino namespace.Ino) (FileStat, error) {
+	n, err := v.cfg.Pool.Inode(ctx, ino)
+	if err != nil {
+		return FileStat{}, err
+	}
+	if n.Mode&unix.S_IFMT != unix.S_IFREG {
+		return FileStat{}, notRegular(n)
+	}
+	checkpoints, err := v.Checkpoints(ctx, ino)
+	if err != nil {
+		return FileStat{}, err
+	}
+	f, err := v.acquire(ctx, ino)
+	if err != nil {
+		return FileStat{}, err
+	}
+	defer v.release(f)
+	a := f.attr(n)
+	s := FileStat{
+		Ino: ino, Mode: a.Mode, UID: a.UID, GID: a.GID, Nlink: a.Nlink,
+		Size: a.Size, Pages: f.cache.Pages(), Epoch: f.cache.Committed(), Mtime: a.Mtime,
+		SizeChanged: a.Size != f.image.State().Size,
+		Checkpoints: len(checkpoints), OnClose: onCloseText(v.onClose(n)),
+	}
+	s.DirtyMapped, s.DirtyWritten = f.cache.Dirty()
+	s.GrantedSlots, s.FreeSlots = f.image.Space()
+	if err := f.cache.Err(); err != nil {
+		s.Poisoned = err.Error()
+	}
+	v.mu.Lock()
+	s.Handles = f.handles
+	v.mu.Unlock()
+	return s, nil
+}
+
+// A Status is what is known of the volume as a whole.
+type Status struct {
+	Medium     rdmacache.Medium
+	Generation uint64
+	Usage      namespace.Usage
+	OnClose    namespace.OnClose // of files that do not say themselves
+	ReadOnly   bool
+
+	OpenFiles     int // regions that are open, idle ones included
+	OpenHandles   int
+	DirtyPages    int
+	PoisonedFiles int
+	Counters      Counters
+}
+
+// Status tells about the volume.
+func (v *Volume) Status(ctx context.Context) (Status, error) {
+	usage, err := v.cfg.Pool.Usage(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	s := Status{
+		Medium: v.cfg.Conn.Medium(), Generation: v.cfg.Pool.Generation(),
+		Usage: usage, OnClose: v.cfg.OnClose, ReadOnly: v.cfg.ReadOnly,
+	}
+	for _, f := range v.inUse() {
+		mapped, written := f.cache.Dirty()
+		s.DirtyPages += mapped + written
+		if f.cache.Err() != nil {
+			s.PoisonedFiles++
+		}
+		s.OpenFiles++
+		v.mu.Lock()
+		s.OpenHandles += f.handles
+		v.mu.Unlock()
+		v.release(f)
+	}
+	v.mu.Lock()
+	s.Counters = v.counters
+	v.mu.Unlock()
+	return s, nil
+}
+
+// A Problem is one inconsistency that Check found.
+type Problem struct {
+	Ino  namespace.Ino // 0: of the pool
+	Text string
+}
+
+// maxProblems bounds a CheckReport; the rest is only counted.
+const maxProblems = 1000
+
+// A CheckReport is what Check found.
+type CheckReport struct {
+	Files       int
+	Pages       uint64 // read and verified, shared ones once a file
+	Checkpoints int
+	Problems    []Problem // the first maxProblems
+	Found       uint64    // problems in all
+}
+
+func (r *CheckReport) add(ino namespace.Ino, text string) {
+	r.Found++
+	if len(r.Problems) < maxProblems {
+		r.Problems = append(r.Problems, Problem{ino, text})
+	}
+}
+
+// A Checker is what a pool that can check its own directory has beside Pool.
+type Checker interface {
+	// Check calls problem for every inconsistency of the directory and of the
+	// extents; ino is 0 where no file is to blame. It returns an error only if
+	// it could not go on.
+	Check(ctx context.Context, problem func(ino namespace.Ino, text string)) error
+}
+
+// Check reads everything a file reaches, or with ino 0 everything in the pool, and
+// reports every inconsistency. Commits of a file wait while it is read. progress
+// may be nil; it gets pages done and, as far as known, in total. An error means
+// that the check could not be completed.
+func (v *Volume) Check(ctx context.Context, ino namespace.Ino, progress func(done, total uint64)) (CheckReport, error) {
+	var r CheckReport
+	files := []namespace.Ino{ino}
+	if ino == 0 {
+		var err error
+		if files, err = v.regularFiles(ctx); err != nil {
+			return r, err
+		}
+		if c, ok := v.cfg.Pool.(Checker); ok {
+			if err := c.Check(ctx, r.add); err != nil {
+				return r, fmt.Errorf("check directory: %w", err)
+			}
+		}
+	}
+	var done, total uint64
+	for _, ino := range files {
+		f, err := v.acquireRegular(ctx, ino)
+		if err != nil {
+			if ctx.Err() != nil {
+				return r, ctx.Err()
+			}
+			r.add(ino, err.Error())
+			continue
+		}
+		total += f.image.State().Pages
+		report, err := f.image.Check(ctx,
+			func(err error) { r.add(ino, err.Error()) },
+			func(pages uint64) {
+				if progress != nil {
+					progress(done+pages, max(total, done+pages))
+				}
+			})
+		v.release(f)
+		if err != nil {
+			return r, fmt.Errorf("check file %d: %w", ino, err)
+		}
+		done += report.Pages
+		r.Files++
+		r.Pages += report.Pages
+		if cps, err := v.Checkpoints(ctx, ino); err == nil {
+			r.Checkpoints += len(cps)
+		}
+	}
+	if progress != nil {
+		progress(done, done)
+	}
+	return r, nil
+}
+
+// regularFiles walks the directory tree.
+func (v *Volume) regularFiles(ctx context.Context) ([]namespace.Ino, error) {
+	var files []namespace.Ino
+	seen := make(map[namespace.Ino]bool)
+	dirs := []namespace.Ino{namespace.Root}
+	for len(dirs) > 0 {
+		dir := dirs[len(dirs)-1]
+		dirs = dirs[:len(dirs)-1]
+		entries, err := v.cfg.Pool.ReadDir(ctx, dir)
+		if err != nil {
+			return nil, fmt.Errorf("directory %d: %w", dir, err)
+		}
+		for _, e := range entries {
+			if seen[e.Ino] {
+				continue
+			}
+			seen[e.Ino] = true
+			switch e.Mode & unix.S_IFMT {
+			case unix.S_IFDIR:
+				dirs = append(dirs, e.Ino)
+			case unix.S_IFREG:
+				files = append(files, e.Ino)
+			}
+		}
+	}
+	return files, nil
+}

@@ -1,0 +1,179 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rpmemfs/rpmemfs/namespace"
+)
+
+// Extended attributes that this package gives a meaning. They are never listed,
+// so that tools that copy attributes do not copy them.
+const (
+	xattrPrefix = "user.rpmemfs."
+
+	// XattrCheckpoint makes a checkpoint of the name that is set; the empty name
+	// only commits. It cannot be read.
+	XattrCheckpoint = xattrPrefix + "checkpoint"
+	// XattrOnClose reads and sets "rollback" or "commit"; removing it goes back
+	// to what the mount says.
+	XattrOnClose     = xattrPrefix + "on_close"
+	XattrEpoch       = xattrPrefix + "epoch"       // last committed, decimal
+	XattrDirtyPages  = xattrPrefix + "dirty_pages" // of the open epoch, decimal
+	XattrCheckpoints = xattrPrefix + "checkpoints" // names, oldest first, each ended by a newline
+	XattrPoisoned    = xattrPrefix + "poisoned"    // why the region is poisoned, empty if it is not
+	XattrIno         = xattrPrefix + "ino"         // decimal
+	XattrSocket      = xattrPrefix + "socket"      // path of the control socket
+	XattrMountpoint  = xattrPrefix + "mountpoint"
+	XattrMedium      = xattrPrefix + "medium" // "file", "tmpfs", "dax"
+
+	xattrCapability = "security.capability"
+	xattrACLPrefix  = "system.posix_acl_"
+)
+
+// Xattr returns the value of an extended attribute.
+func (v *Volume) Xattr(ctx context.Context, ino namespace.Ino, name string) ([]byte, error) {
+	if !strings.HasPrefix(name, xattrPrefix) {
+		if strings.HasPrefix(name, xattrACLPrefix) {
+			return nil, ErrNotSupported // nothing would enforce it
+		}
+		return v.cfg.Pool.Xattr(ctx, ino, name)
+	}
+	text, err := v.virtualXattr(ctx, ino, name)
+	return []byte(text), err
+}
+
+func (v *Volume) virtualXattr(ctx context.Context, ino namespace.Ino, name string) (string, error) {
+	switch name {
+	case XattrIno:
+		return strconv.FormatUint(uint64(ino), 10), nil
+	case XattrSocket:
+		return v.cfg.Socket, nil
+	case XattrMountpoint:
+		return v.cfg.Mountpoint, nil
+	case XattrMedium:
+		return v.cfg.Conn.Medium().Kind, nil
+	case XattrOnClose, XattrEpoch, XattrDirtyPages, XattrCheckpoints, XattrPoisoned:
+	default:
+		return "", namespace.ErrNoXattr
+	}
+	n, err := v.cfg.Pool.Inode(ctx, ino)
+	if err != nil {
+		return "", err
+	}
+	if n.Mode&unix.S_IFMT != unix.S_IFREG {
+		return "", namespace.ErrNoXattr
+	}
+	switch name {
+	case XattrOnClose:
+		return onCloseText(v.onClose(n)), nil
+	case XattrCheckpoints:
+		list, err := v.Checkpoints(ctx, ino)
+		var b strings.Builder
+		for _, c := range list {
+			b.WriteString(c.Name + "\n")
+		}
+		return b.String(), err
+	}
+	f, err := v.acquire(ctx, ino)
+	if err != nil {
+		return "", err
+	}
+	defer v.release(f)
+	switch name {
+	case XattrEpoch:
+		return strconv.FormatUint(uint64(f.cache.Committed()), 10), nil
+	case XattrDirtyPages:
+		mapped, written := f.cache.Dirty()
+		return strconv.Itoa(mapped + written), nil
+	}
+	if err := f.cache.Err(); err != nil {
+		return err.Error(), nil
+	}
+	return "", nil
+}
+
+// Xattrs returns the names of the stored attributes.
+func (v *Volume) Xattrs(ctx context.Context, ino namespace.Ino) ([]string, error) {
+	return v.cfg.Pool.Xattrs(ctx, ino)
+}
+
+// SetXattr sets an extended attribute, durably, or does what a virtual one stands
+// for.
+func (v *Volume) SetXattr(ctx context.Context, ino namespace.Ino, name string, value []byte, flags namespace.XattrFlags) error {
+	if err := v.writable(); err != nil {
+		return err
+	}
+	if strings.HasPrefix(name, xattrACLPrefix) {
+		return ErrNotSupported
+	}
+	if !strings.HasPrefix(name, xattrPrefix) {
+		return v.cfg.Pool.SetXattr(ctx, ino, name, value, flags)
+	}
+	n, err := v.cfg.Pool.Inode(ctx, ino)
+	if err != nil {
+		return err
+	}
+	if n.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("set %s: %w", name, namespace.ErrInvalid)
+	}
+	switch name {
+	case XattrCheckpoint:
+		if len(value) == 0 {
+			_, err = v.Commit(ctx, ino)
+		} else {
+			_, err = v.Checkpoint(ctx, ino, string(value))
+		}
+		return err
+	case XattrOnClose:
+		on, err := parseOnClose(string(value))
+		if err != nil {
+			return err
+		}
+		return v.setOnClose(ctx, ino, on)
+	}
+	return fmt.Errorf("set %s: %w", name, namespace.ErrInvalid)
+}
+
+// RemoveXattr removes an extended attribute, durably.
+func (v *Volume) RemoveXattr(ctx context.Context, ino namespace.Ino, name string) error {
+	if err := v.writable(); err != nil {
+		return err
+	}
+	switch {
+	case name == XattrOnClose:
+		return v.setOnClose(ctx, ino, namespace.OnCloseDefault)
+	case strings.HasPrefix(name, xattrPrefix):
+		return fmt.Errorf("remove %s: %w", name, namespace.ErrInvalid)
+	case strings.HasPrefix(name, xattrACLPrefix):
+		return ErrNotSupported
+	}
+	return v.cfg.Pool.RemoveXattr(ctx, ino, name)
+}
+
+func (v *Volume) setOnClose(ctx context.Context, ino namespace.Ino, on namespace.OnClose) error {
+	_, err := v.cfg.Pool.Update(ctx, ino, func(n *namespace.Inode) { n.OnClose = on })
+	return err
+}
+
+func onCloseText(on namespace.OnClose) string {
+	if on == namespace.OnCloseCommit {
+		return "commit"
+	}
+	return "rollback"
+}
+
+// parseOnClose reads what onCloseText writes.
+func parseOnClose(text string) (namespace.OnClose, error) {
+	switch text {
+	case "rollback":
+		return namespace.OnCloseRollback, nil
+	case "commit":
+		return namespace.OnCloseCommit, nil
+	}
+	return 0, fmt.Errorf("on-close %q, want rollback or commit: %w", text, namespace.ErrInvalid)
+}

@@ -133,6 +133,9 @@ func (c *child) drainUntilExit(limit time.Duration) []string {
 			}
 			rest = append(rest, line)
 		case <-c.exited:
+			for line := range c.lines { // closed before exited is
+				rest = append(rest, line)
+			}
 			return rest
 		case <-timer.C:
 			c.t.Errorf("%s: still running after %v; stderr:\n%s\n%s", c.name, limit, &c.stderr, whereStuck(c.cmd.Process.Pid))

@@ -278,7 +278,7 @@ func (m *mount) runInside(dir string) {
 		m.t.Logf("inside %s:\n%s", dir, out)
 	}
 	if err != nil || !strings.Contains(out, "--- PASS: "+m.t.Name()) {
-		m.t.Errorf("inside the mount: %v", err)
+		m.t.Errorf("inside the mount: failed, exit code %d", c.cmd.ProcessState.ExitCode())
 	}
 	for line := range strings.Lines(out) {
 		if strings.Contains(line, "--- SKIP") {

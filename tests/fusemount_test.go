@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -84,9 +83,6 @@ func whereStuck(pid int) string {
 	}
 	return b.String()
 }
-
-// alive reports whether a process of this number exists.
-func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 
 // statusKB returns a field of /proc/PID/status, such as VmHWM, in KiB.
 func statusKB(pid int, field string) (int64, error) {

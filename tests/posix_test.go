@@ -366,7 +366,7 @@ func posixPermissions(t *testing.T, dir string) {
 	if out, err := asOther(t, "chmod 777 "+path); err == nil {
 		t.Errorf("another user's chmod: %q", out)
 	}
-	must(t, os.Chmod(path, 0o6755))
+	must(t, unix.Chmod(path, 0o6755))
 	if got := stat(t, path).Mode & 0o7777; got != 0o6755 {
 		t.Errorf("mode with setuid: got %o, want 6755", got)
 	}

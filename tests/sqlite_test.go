@@ -91,8 +91,7 @@ func sqliteAck(t *testing.T, line string, before int) int {
 // sqliteCheck checks the database and returns its last transaction.
 func sqliteCheck(t *testing.T, m *mount, db string) int {
 	t.Helper()
-	out := m.run("sqlite3", "-bail", db, `.timeout 5000
-PRAGMA integrity_check;
+	out := m.run("sqlite3", "-bail", "-cmd", ".timeout 5000", db, `PRAGMA integrity_check;
 SELECT count(*) FROM txn WHERE rows <> (SELECT count(*) FROM item WHERE item.txn = txn.id);
 SELECT count(*) FROM item WHERE txn NOT IN (SELECT id FROM txn);
 SELECT count(*) - ifnull(max(id), 0) FROM txn;

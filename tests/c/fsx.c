@@ -396,13 +396,27 @@ static void do_copy(void)
 	grow(to + (size_t)done);
 }
 
-/* do_seek requires that what SEEK_HOLE calls a hole reads as zeros. */
+static void do_write_back(void)
+{
+	note("sync_file_range");
+	must(sync_file_range(file.fd, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE |
+			     SYNC_FILE_RANGE_WRITE |
+			     SYNC_FILE_RANGE_WAIT_AFTER) == 0,
+	     "sync_file_range");
+}
+
+/*
+ * do_seek requires that what SEEK_HOLE calls a hole reads as zeros. The kernel
+ * does not write mappings back before it asks a FUSE daemon for holes.
+ */
 static void do_seek(void)
 {
 	off_t hole, data;
 
 	if (model.size == 0)
 		return;
+	if (file.map_dirty)
+		do_write_back();
 	hole = lseek(file.fd, (off_t)below(model.size), SEEK_HOLE);
 	must(hole >= 0, "SEEK_HOLE");
 	note("seek hole %#jx", (intmax_t)hole);
@@ -429,15 +443,6 @@ static void do_partial_msync(void)
 	if (expect_kill)
 		return; /* commits what the kernel happened to send */
 	must(msync(file.map + off, model.max - off, MS_SYNC) == 0, "msync");
-}
-
-static void do_write_back(void)
-{
-	note("sync_file_range");
-	must(sync_file_range(file.fd, 0, 0, SYNC_FILE_RANGE_WAIT_BEFORE |
-			     SYNC_FILE_RANGE_WRITE |
-			     SYNC_FILE_RANGE_WAIT_AFTER) == 0,
-	     "sync_file_range");
 }
 
 static void do_reopen(void)

@@ -22,13 +22,14 @@ import (
 
 // A node is a loopback node whose files count their WRITEs.
 type node struct {
-	fs.LoopbackNode
+	*fs.LoopbackNode
 	writes *atomic.Int64
 }
 
 var (
-	_ fs.NodeOpener  = (*node)(nil)
-	_ fs.NodeCreater = (*node)(nil)
+	_ fs.NodeOpener      = (*node)(nil)
+	_ fs.NodeCreater     = (*node)(nil)
+	_ fs.NodeWrapChilder = (*node)(nil)
 )
 
 // A file is a loopback file that is never passed through.
@@ -45,6 +46,14 @@ func (f *file) PassthroughFd() (int, bool) { return 0, false }
 func (f *file) Write(ctx context.Context, p []byte, off int64) (uint32, syscall.Errno) {
 	f.writes.Add(1)
 	return f.LoopbackFile.Write(ctx, p, off)
+}
+
+// WrapChild makes the children of a node count as it does.
+func (n *node) WrapChild(_ context.Context, child fs.InodeEmbedder) fs.InodeEmbedder {
+	if l, ok := child.(*fs.LoopbackNode); ok {
+		return &node{l, n.writes}
+	}
+	return child
 }
 
 func (n *node) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
@@ -80,13 +89,8 @@ func run(args []string) error {
 		return err
 	}
 	var writes atomic.Int64
-	root := &fs.LoopbackRoot{
-		Path: args[0], Dev: st.Dev,
-		NewNode: func(root *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-			return &node{fs.LoopbackNode{RootData: root}, &writes}
-		},
-	}
-	top := &node{fs.LoopbackNode{RootData: root}, &writes}
+	root := &fs.LoopbackRoot{Path: args[0], Dev: st.Dev}
+	top := &node{&fs.LoopbackNode{RootData: root}, &writes}
 	root.RootNode = top
 	server, err := fs.Mount(args[1], top, &fs.Options{MountOptions: fuse.MountOptions{
 		FsName: args[0], Name: "loopback", DirectMount: os.Getuid() == 0,

@@ -24,10 +24,11 @@ func (c *Cache) Truncate(ctx context.Context, size int64) error {
 	var freed []region.Slot
 	c.mu.Lock()
 	if size < old {
-		c.cut = min(c.cut, uint64(size+PageSize-1)/PageSize)
+		end := uint64(size+PageSize-1) / PageSize
+		c.cut = min(c.cut, end)
 		for _, l := range []layer{c.written, c.mapped} {
 			for no, d := range l {
-				if no >= c.cut {
+				if no >= end {
 					freed = append(freed, c.drop(d))
 					delete(l, no)
 				}

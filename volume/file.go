@@ -160,7 +160,7 @@ func (v *Volume) evict(ctx context.Context) {
 			return
 		}
 		// What Close writes is a hint that saves the next opener work.
-		if err := f.image.Close(ctx); err != nil {
+		if err := v.closeImage(ctx, f); err != nil {
 			v.log.Warn("close region", "ino", f.ino, "err", err)
 		}
 		v.mu.Lock()
@@ -168,6 +168,13 @@ func (v *Volume) evict(ctx context.Context) {
 		close(f.left)
 		v.mu.Unlock()
 	}
+}
+
+func (v *Volume) closeImage(ctx context.Context, f *file) error {
+	if v.cfg.ReadOnly {
+		return nil // it would write
+	}
+	return f.image.Close(ctx)
 }
 
 // evictable picks a file and marks it as leaving.

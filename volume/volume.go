@@ -296,7 +296,7 @@ func (v *Volume) Close(ctx context.Context) error {
 		if orphan || !f.loaded() {
 			continue
 		}
-		if err := f.image.Close(ctx); err != nil {
+		if err := v.closeImage(ctx, f); err != nil {
 			errs = append(errs, fmt.Errorf("close file %d: %w", f.ino, err))
 		}
 	}

@@ -1,0 +1,21 @@
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/rpmemfs/rpmemfs/control"
+)
+
+// runControl serves the control socket until ctx ends.
+func (d *daemon) runControl(ctx context.Context) error {
+	info := control.Info{
+		Version:    version(),
+		Pool:       d.o.pool,
+		Mountpoint: d.o.mountpoint,
+		Pid:        os.Getpid(),
+		OwnerUID:   uint32(os.Geteuid()),
+		Started:    d.started,
+	}
+	return control.NewServer(d.volume, info, d.log).Run(ctx, d.listener)
+}

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"github.com/rpmemfs/rpmemfs/fs"
+	"github.com/rpmemfs/rpmemfs/memnode"
+	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/rdmacache/inproc"
+	"github.com/rpmemfs/rpmemfs/region"
+	"github.com/rpmemfs/rpmemfs/volume"
+)
+
+// A daemon is a mount and all that serves it, innermost first. Each is closed
+// after what comes below it.
+type daemon struct {
+	o       options
+	log     *slog.Logger
+	started time.Time
+
+	pool     *memnode.Pool
+	conn     rdmacache.Conn
+	volume   *volume.Volume
+	listener net.Listener // of the control socket; nil without one
+	socket   string       // its path
+	server   *fs.Server
+}
+
+// run mounts and serves until the mount is gone.
+func (o *options) run(ctx context.Context) error {
+	log, closeLog, err := o.newLog()
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	d := &daemon{o: *o, log: log, started: time.Now()}
+	if err := d.prepare(); err != nil {
+		return err
+	}
+	if err := d.open(); err != nil {
+		return errors.Join(err, d.close(ctx))
+	}
+	d.serve(ctx)
+	if err := d.close(ctx); err != nil {
+		return fmt.Errorf("the mount is gone, but not all could be closed cleanly: %w", err)
+	}
+	log.Info("unmounted", "mountpoint", d.o.mountpoint)
+	return nil
+}
+
+// prepare checks what can be checked before the pool is touched, and makes both
+// paths absolute.
+func (d *daemon) prepare() error {
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		return errors.New("no /dev/fuse: load the kernel module with `modprobe fuse`; in a container, start it with --device /dev/fuse --cap-add SYS_ADMIN")
+	}
+	if os.Geteuid() != 0 {
+		if _, err := exec.LookPath("fusermount3"); err != nil {
+			return errors.New("not root, and no fusermount3: install it (Debian: apt-get install fuse3), or run this as root")
+		}
+	}
+	var err error
+	if d.o.pool, err = filepath.Abs(d.o.pool); err != nil {
+		return err
+	}
+	if d.o.mountpoint, err = prepareMountpoint(d.o.mountpoint, d.log); err != nil {
+		return err
+	}
+	if within(d.o.pool, d.o.mountpoint) {
+		return fmt.Errorf("the pool %s lies below the mountpoint %s, which would hide it", d.o.pool, d.o.mountpoint)
+	}
+	return nil
+}
+
+func within(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
+}
+
+// open opens everything. After an error close closes what is open.
+func (d *daemon) open() error {
+	var err error
+	if d.pool, err = d.o.openPool(d.log); err != nil {
+		return err
+	}
+	d.conn = inproc.Dial(d.pool)
+	if d.listener, d.socket, err = d.o.listenControl(); err != nil {
+		return err
+	}
+	d.volume = volume.New(volume.Config{
+		Pool:       d.pool,
+		Conn:       d.conn,
+		FrameBytes: int64(d.o.overlay),
+		OnClose:    namespace.OnClose(d.o.onClose),
+		ReadOnly:   d.o.readOnly,
+		Mountpoint: d.o.mountpoint,
+		Socket:     d.socket,
+		Log:        d.log,
+	})
+	d.server, err = fs.Mount(fs.Config{
+		Volume:     d.volume,
+		Source:     d.o.pool,
+		AllowOther: d.o.allowOther || os.Geteuid() == 0,
+		ReadOnly:   d.o.readOnly,
+		NoExec:     d.o.noExec,
+		Log:        d.log,
+	}, d.o.mountpoint)
+	return err
+}
+
+// serve answers the kernel and the control socket until the mount is gone.
+func (d *daemon) serve(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var wg sync.WaitGroup
+	background := func(name string, run func(context.Context) error) func() {
+		ctx, stop := context.WithCancel(ctx)
+		done := make(chan struct{})
+		wg.Go(func() {
+			defer close(done)
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				d.log.Error(name+" ended", "err", err)
+			}
+		})
+		return func() { stop(); <-done }
+	}
+	stopVolume := background("background work", d.volume.Run)
+	stopControl := func() {}
+	if d.listener != nil {
+		stopControl = background("control socket", d.runControl)
+	}
+	stopSignals := background("signals", d.handleSignals)
+	d.announce(ctx)
+	d.server.Serve()
+	stopSignals()
+	stopControl()
+	stopVolume()
+	wg.Wait()
+}
+
+// announce says that the mount is ready, in one line.
+func (d *daemon) announce(ctx context.Context) {
+	m := d.conn.Medium()
+	size, free := "?", "?"
+	if u, err := d.volume.Usage(ctx); err == nil {
+		size, free = humanize.IBytes(u.Slots*region.PageSize), humanize.IBytes(u.FreeSlots*region.PageSize)
+	}
+	socket := d.socket
+	if socket == "" {
+		socket = "none"
+	}
+	medium := m.Kind
+	if m.Volatile {
+		medium += ", VOLATILE: committed epochs do not survive a power loss or a reboot"
+	}
+	line := fmt.Sprintf("mounted %s on %s: medium %s; size %s, %s free; generation %d; control socket %s",
+		d.o.pool, d.o.mountpoint, medium, size, free, d.pool.Generation(), socket)
+	if m.Volatile {
+		d.log.Warn("the pool is volatile: it is in memory, and lost with the machine", "pool", d.o.pool, "medium", m.Kind)
+	}
+	if parent() == nil {
+		fmt.Println(line)
+	}
+	tellParent(nil, line)
+}
+
+// close closes what open opened, outermost first.
+func (d *daemon) close(ctx context.Context) error {
+	var errs []error
+	if d.volume != nil {
+		errs = append(errs, d.volume.Close(ctx))
+	}
+	if d.listener != nil {
+		if err := d.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+		if err := os.Remove(d.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if d.conn != nil {
+		errs = append(errs, d.conn.Close())
+	}
+	if d.pool != nil {
+		errs = append(errs, d.pool.Close())
+	}
+	return errors.Join(errs...)
+}

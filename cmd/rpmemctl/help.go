@@ -1,0 +1,58 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// helpTopics are pages of `rpmemctl help` that are no commands.
+func helpTopics() []*cobra.Command {
+	return []*cobra.Command{
+		{Use: "exit-codes", Short: "what the exit codes mean", Long: exitCodesHelp},
+		{Use: "json", Short: "the fields of --json", Long: jsonHelp},
+		{Use: "paths", Short: "how files are named", Long: pathsHelp},
+	}
+}
+
+const exitCodesHelp = `  0  all went well; check found the pool sound
+  1  the command failed; check found damage
+  2  the command was called in a wrong way; check could not check
+
+Errors go to standard error, also under --json.`
+
+const pathsHelp = `Without --pool a path is one in an rpmemfs mount. The daemon that serves it is found
+through the extended attribute user.rpmemfs.socket of the path, and the file's
+number through user.rpmemfs.ino; nothing needs to be configured.
+
+With --pool DIR a path starts at the top of the pool, with or without a slash. The
+pool is opened by rpmemctl itself, so no daemon may have it mounted.
+
+Where a command takes FILE@CHECKPOINT, the part after the last @ is a checkpoint's
+name or its epoch, unless a file of the whole name exists.`
+
+const jsonHelp = `With --json every command prints one JSON object. Fields keep their names and
+meanings; new ones may be added. Sizes are bytes, a page is 4096 bytes, times are
+RFC 3339 in UTC. Fields marked * are left out where they do not apply.
+
+A file (stat; create, clone and import print the new file; ls prints
+{"path", "files": [...]}):
+  path, name*, ino, type ("file", "dir", "symlink", "other"), mode, uid, gid, nlink
+  size*, pages*        bytes; pages that exist, the rest are holes
+  epoch*               last committed
+  dirty_pages*         pages of the open epoch, the sum of the next two
+  dirty_mapped_pages*  stored through mappings
+  dirty_written_pages* written by write(2)
+  checkpoints*, handles*, on_close* ("rollback", "commit")
+  mtime
+  poisoned*, error*    why the file takes no commits; why it could not be read
+
+checkpoint   path, epoch, name*; with --all: path, files
+checkpoints  path, checkpoints: [{name, epoch, time, size, mtime}]
+checkpoints rm, rm
+             removed: [names]
+rollback     path, pages, epoch
+restore      path, checkpoint, epoch, saved_as*
+export       path, checkpoint*, image, size, data_bytes
+check        ok, files, pages, checkpoints, problems: [{ino, path*, text}]
+status       pools: [{pool, mountpoint, pid, version, owner_uid, started, medium,
+             volatile, generation, size_bytes, free_bytes, inodes, open_files,
+             open_handles, dirty_pages, poisoned_files, on_close, commits,
+             rollbacks, rolled_back_pages, failed_closes, error*}]
+version      version, go, platform`

@@ -1,0 +1,178 @@
+package memnode
+
+import (
+	"context"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rpmemfs/rpmemfs/namespace"
+)
+
+// A place is a name in a directory and what is there.
+type place struct {
+	parent namespace.Ino
+	name   string
+	inode  namespace.Inode // Ino 0: nothing
+}
+
+// Rename moves a name, as renameat2(2) does. Names of one inode in both places
+// stay as they are.
+func (p *Pool) Rename(ctx context.Context, oldParent namespace.Ino, oldName string, newParent namespace.Ino, newName string, flags namespace.RenameFlags) (lost *namespace.Inode, err error) {
+	if flags&^(namespace.RenameNoReplace|namespace.RenameExchange) != 0 ||
+		flags == namespace.RenameNoReplace|namespace.RenameExchange {
+		return nil, namespace.ErrInvalid
+	}
+	for _, name := range []string{oldName, newName} {
+		if err := checkName(name); err != nil {
+			return nil, err
+		}
+	}
+	err = p.update(ctx, func(t txn) error {
+		from := place{parent: oldParent, name: oldName}
+		to := place{parent: newParent, name: newName}
+		if _, err := t.dir(oldParent); err != nil {
+			return err
+		}
+		if _, err := liveDir(t, newParent); err != nil {
+			return err
+		}
+		if from.inode, err = t.named(oldParent, oldName); err != nil {
+			return err
+		}
+		to.inode, err = t.named(newParent, newName)
+		if err != nil && (err != namespace.ErrNotExist || flags&namespace.RenameExchange != 0) { // as txn.named returns it
+			return err
+		}
+		switch {
+		case to.inode.Ino != 0 && flags&namespace.RenameNoReplace != 0:
+			return namespace.ErrExist
+		case to.inode.Ino == from.inode.Ino:
+			return errUnchanged
+		case flags&namespace.RenameExchange != 0:
+			return p.exchange(t, &from, &to)
+		}
+		lost, err = p.move(t, &from, &to)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return lost, nil
+}
+
+// move takes the name from one place to another, over what is there.
+func (p *Pool) move(t txn, from, to *place) (lost *namespace.Inode, err error) {
+	if err := checkNotBelow(t, &from.inode, to.parent); err != nil {
+		return nil, err
+	}
+	fromLinks, toLinks := 0, 0 // what the parents' link counts change by
+	if isDir(from.inode.Mode) {
+		fromLinks, toLinks = -1, 1
+	}
+	if to.inode.Ino != 0 {
+		if err := checkReplace(t, from, to); err != nil {
+			return nil, err
+		}
+		if isDir(to.inode.Mode) {
+			toLinks--
+		}
+		if err := p.dropLink(t, &to.inode); err != nil {
+			return nil, err
+		}
+		lost = &to.inode
+	}
+	if err := t.delete(bucketDirents, keyName(uint64(from.parent), from.name)); err != nil {
+		return nil, err
+	}
+	if err := p.settle(t, &from.inode, to.parent, to.name); err != nil {
+		return nil, err
+	}
+	return lost, p.touchParents(t, from.parent, fromLinks, to.parent, toLinks)
+}
+
+// checkReplace refuses to replace a directory by something else, or one that has
+// entries.
+func checkReplace(t txn, from, to *place) error {
+	if isDir(from.inode.Mode) {
+		return checkEmptyDir(t, &to.inode)
+	}
+	if isDir(to.inode.Mode) {
+		return namespace.ErrIsDir
+	}
+	return nil
+}
+
+// exchange swaps what two names stand for.
+func (p *Pool) exchange(t txn, from, to *place) error {
+	if err := checkNotBelow(t, &from.inode, to.parent); err != nil {
+		return err
+	}
+	if err := checkNotBelow(t, &to.inode, from.parent); err != nil {
+		return err
+	}
+	links := 0 // what goes from one parent's link count to the other's
+	if isDir(from.inode.Mode) {
+		links++
+	}
+	if isDir(to.inode.Mode) {
+		links--
+	}
+	if err := p.settle(t, &from.inode, to.parent, to.name); err != nil {
+		return err
+	}
+	if err := p.settle(t, &to.inode, from.parent, from.name); err != nil {
+		return err
+	}
+	return p.touchParents(t, from.parent, -links, to.parent, links)
+}
+
+// settle puts n under a name.
+func (p *Pool) settle(t txn, n *namespace.Inode, parent namespace.Ino, name string) error {
+	n.Ctime = p.now().UnixNano()
+	if isDir(n.Mode) {
+		n.Parent = parent
+	}
+	if err := t.putInode(n); err != nil {
+		return err
+	}
+	return t.putDirent(parent, name, dirent{ino: n.Ino, mode: n.Mode & unix.S_IFMT})
+}
+
+func (p *Pool) touchParents(t txn, from namespace.Ino, fromLinks int, to namespace.Ino, toLinks int) error {
+	if from == to {
+		return p.touchDir(t, from, fromLinks+toLinks)
+	}
+	if err := p.touchDir(t, from, fromLinks); err != nil {
+		return err
+	}
+	return p.touchDir(t, to, toLinks)
+}
+
+// maxDepth bounds the walk to the root: a pool with a deeper tree, or a ring, is
+// damaged or of no use.
+const maxDepth = 1 << 20
+
+// checkNotBelow refuses to put directory n into itself or into a directory below
+// it.
+func checkNotBelow(t txn, n *namespace.Inode, parent namespace.Ino) error {
+	if !isDir(n.Mode) {
+		return nil
+	}
+	for range maxDepth {
+		if parent == n.Ino {
+			return namespace.ErrInvalid
+		}
+		if parent == namespace.Root {
+			return nil
+		}
+		above, err := t.dir(parent)
+		if err == namespace.ErrNotExist || err == namespace.ErrNotDir { // as txn.dir returns them
+			return corruptValue(bucketInodes, key1(uint64(parent)), "the parent of a directory is none")
+		}
+		if err != nil {
+			return err
+		}
+		parent = above.Parent
+	}
+	return corruptValue(bucketInodes, key1(uint64(parent)), "the way to the root does not end")
+}

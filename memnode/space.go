@@ -1,0 +1,219 @@
+package memnode
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/rpmemfs/rpmemfs/internal/media"
+	"github.com/rpmemfs/rpmemfs/region"
+)
+
+// minDiscardSlots is the shortest run that is given back to the file system
+// below when it becomes free: punching many small holes costs more than it
+// frees.
+const minDiscardSlots = 16
+
+// Grant gives a region slots, durably, and formats it if they are its first.
+//
+// ErrNoSpace if fewer than need are left, or, for a first grant, if no run has
+// region.MinFirstGrant. namespace.ErrNotExist if there is no such file.
+func (p *Pool) Grant(ctx context.Context, id region.ID, need, want uint64) (g region.Grant, err error) {
+	var rec regionRecord
+	err = p.view(ctx, func(t txn) error {
+		if _, err := t.regular(id); err != nil {
+			return err
+		}
+		rec, err = t.region(id)
+		return err
+	})
+	if err != nil {
+		return region.Grant{}, err
+	}
+	if p.readOnly {
+		return region.Grant{}, ErrReadOnly
+	}
+	first := uint64(0)
+	if rec.super == 0 {
+		first = region.MinFirstGrant
+	}
+	runs, err := p.take(need, want, first)
+	if err != nil {
+		return region.Grant{}, err
+	}
+	if rec.super == 0 {
+		// Flushed before the transaction that makes it the region's.
+		rec.super, err = region.Format(ctx, device{p}, runs[0], region.Seed{ID: id})
+		if err != nil {
+			p.untake(runs, err)
+			return region.Grant{}, err
+		}
+	}
+	err = p.update(ctx, func(t txn) error {
+		if _, err := t.regular(id); err != nil {
+			return err // reaped meanwhile
+		}
+		now, err := t.region(id)
+		if err != nil {
+			return err
+		}
+		if now.super == 0 {
+			if err := t.putRegion(id, rec); err != nil {
+				return err
+			}
+			now = rec
+		}
+		g = region.Grant{Runs: runs, Super: now.super}
+		return t.addExtents(id, runs)
+	})
+	if err != nil {
+		p.untake(runs, err)
+		return region.Grant{}, err
+	}
+	return g, nil
+}
+
+// take takes slots from the free list for a transaction to come. The first run
+// has first slots at least.
+func (p *Pool) take(need, want, first uint64) ([]region.Run, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	runs := p.free.take(max(need, first), want, first)
+	if runs == nil {
+		return nil, fmt.Errorf("%w: %d slots wanted, %d free in %d runs", region.ErrNoSpace, max(need, first), p.free.slots, len(p.free.runs))
+	}
+	return runs, nil
+}
+
+// untake puts runs back after err, unless err leaves open who owns them: then
+// they stay lost until the pool is opened again.
+func (p *Pool) untake(runs []region.Run, err error) {
+	if errors.Is(err, ErrPoisoned) {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free.give(runs)
+}
+
+// release makes runs free that a committed transaction took from their owner.
+func (p *Pool) release(runs []region.Run) {
+	if d, ok := p.media.(media.Discarder); ok {
+		for _, r := range runs {
+			if r.N < minDiscardSlots {
+				continue
+			}
+			// Before anyone else gets them.
+			if err := d.Discard(r.Start.Offset(), int64(r.N)*region.PageSize); err != nil {
+				p.log.Warn("free slots keep their space in the file system below", "slots", r.N, "error", err)
+				break
+			}
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free.give(runs)
+}
+
+// Return takes slots back from a region. Each run must be inside one of its
+// extents and not hold its superblocks: ErrNotOwned.
+func (p *Pool) Return(ctx context.Context, id region.ID, runs []region.Run) error {
+	if len(runs) == 0 {
+		return nil
+	}
+	err := p.update(ctx, func(t txn) error {
+		rec, err := t.region(id)
+		if err != nil {
+			return err
+		}
+		super := region.Run{Start: rec.super, N: 2}
+		for _, r := range runs {
+			if r.N == 0 || r.Start >= region.MaxSlot || r.N > uint64(region.MaxSlot) || overlap(r, super) {
+				return fmt.Errorf("%w: %d slots from %d", ErrNotOwned, r.N, r.Start)
+			}
+			if err := t.removeExtent(id, r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("return slots of region %d: %w", id, err)
+	}
+	p.release(runs)
+	return nil
+}
+
+func overlap(a, b region.Run) bool { return a.Start < b.End() && b.Start < a.End() }
+
+// addExtents makes runs, which nobody owns, those of a region. One that begins
+// where an extent of the region ends becomes part of it.
+func (t txn) addExtents(id region.ID, runs []region.Run) error {
+	for _, r := range runs {
+		before, err := t.extentBefore(id, r.Start)
+		if err != nil {
+			return err
+		}
+		if before.N > 0 && before.End() == r.Start {
+			r = region.Run{Start: before.Start, N: before.N + r.N}
+		}
+		if err := t.putExtent(id, r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t txn) putExtent(id region.ID, r region.Run) error {
+	return t.put(bucketExtents, key2(uint64(id), uint64(r.Start)), encodeExtent(r.N))
+}
+
+// removeExtent takes r, which must be inside one extent, from a region.
+func (t txn) removeExtent(id region.ID, r region.Run) error {
+	x, err := t.extentBefore(id, r.Start+1)
+	if err != nil {
+		return err
+	}
+	if x.N == 0 || r.End() > x.End() {
+		return fmt.Errorf("%w: %d slots from %d", ErrNotOwned, r.N, r.Start)
+	}
+	if r.Start > x.Start {
+		err = t.putExtent(id, region.Run{Start: x.Start, N: uint64(r.Start - x.Start)})
+	} else {
+		err = t.delete(bucketExtents, key2(uint64(id), uint64(x.Start)))
+	}
+	if err != nil || r.End() == x.End() {
+		return err
+	}
+	return t.putExtent(id, region.Run{Start: r.End(), N: uint64(x.End() - r.End())})
+}
+
+// extentBefore returns the region's last extent that begins before slot s, or
+// none.
+func (t txn) extentBefore(id region.ID, s region.Slot) (region.Run, error) {
+	b, err := t.bucket(bucketExtents)
+	if err != nil {
+		return region.Run{}, err
+	}
+	c := b.Cursor()
+	k, v := c.Seek(key2(uint64(id), uint64(s)))
+	if k == nil {
+		k, v = c.Last()
+	} else {
+		k, v = c.Prev()
+	}
+	if len(k) != 16 || !bytes.Equal(k[:8], key1(uint64(id))) {
+		return region.Run{}, nil
+	}
+	body, err := openValue(bucketExtents, k, v)
+	if err != nil {
+		return region.Run{}, err
+	}
+	r, err := decodeExtent(region.Slot(binary.BigEndian.Uint64(k[8:])), body)
+	if err != nil {
+		return region.Run{}, corruptValue(bucketExtents, k, err.Error())
+	}
+	return r, nil
+}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,19 +29,17 @@ func prepareMountpoint(path string, log *slog.Logger) (string, error) {
 		return "", fmt.Errorf("mountpoint %s: %w", path, err)
 	}
 	resolved := filepath.Join(parent, filepath.Base(path))
-	kind := topMount(resolved)
-	var st unix.Stat_t
-	err = unix.Stat(resolved, &st)
-	switch {
-	case errors.Is(err, unix.ENOTCONN) && kind == "fuse.rpmemfs":
+	if topMount(resolved) == "fuse.rpmemfs" {
+		if !dead(resolved) {
+			return "", fmt.Errorf("mountpoint %s: rpmemfs is mounted there already; unmount it first with `umount %s`", path, resolved)
+		}
 		log.Warn("taking away the mount of a daemon that is dead", "mountpoint", resolved)
 		if err := detachDead(resolved); err != nil {
 			return "", fmt.Errorf("mountpoint %s: a dead mount is in the way (umount -l %s): %w", path, resolved, err)
 		}
-		err = unix.Stat(resolved, &st)
-	case err == nil && kind == "fuse.rpmemfs":
-		return "", fmt.Errorf("mountpoint %s: rpmemfs is mounted there already; unmount it first with `umount %s`", path, resolved)
 	}
+	var st unix.Stat_t
+	err = unix.Stat(resolved, &st)
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return "", fmt.Errorf("mountpoint %s does not exist: make it with `mkdir -p %s`", path, path)
@@ -52,6 +51,25 @@ func prepareMountpoint(path string, log *slog.Logger) (string, error) {
 		return "", fmt.Errorf("mountpoint %s is not a directory", path)
 	}
 	return filepath.EvalSymlinks(resolved)
+}
+
+// answerWithin is how long a live daemon may take to answer.
+const answerWithin = 10 * time.Second
+
+// dead reports whether the daemon of the mount at path is gone. Only statfs(2)
+// tells for sure: attributes may come from the kernel's cache.
+func dead(path string) bool {
+	answer := make(chan error, 1)
+	go func() {
+		var st unix.Statfs_t
+		answer <- unix.Statfs(path, &st)
+	}()
+	select {
+	case err := <-answer:
+		return errors.Is(err, unix.ENOTCONN)
+	case <-time.After(answerWithin):
+		return false // it hangs, which is not the same
+	}
 }
 
 // topMount returns the type of the mount at a path, empty if there is none. It

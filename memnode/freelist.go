@@ -41,7 +41,7 @@ func (f *freeList) push(r region.Run) {
 
 // take removes and returns at least need slots, at best want, in as few runs as
 // it can: the first run that has want, else the longest ones. None, if fewer
-// than need are left or no run is as long as first.
+// than need are left or no run is as long as first, which is at most need.
 func (f *freeList) take(need, want, first uint64) []region.Run {
 	need = max(need, 1)
 	want = max(want, need)

@@ -24,18 +24,9 @@ const (
 //
 // ErrNoSpace leaves everything as it was; any other error poisons the region.
 func (im *Image) cut(ctx context.Context, mode cutMode) error {
-	im.mu.Lock()
-	n, longer := im.dirtyNodes(), im.runGoal()
-	im.mu.Unlock()
-	if err := im.provide(ctx, n+longer); err != nil && longer > 0 {
-		err = im.provide(ctx, n) // without longer runs, then
-		if err != nil {
-			return err
-		}
-	} else if err != nil {
+	if err := im.provideCut(ctx); err != nil {
 		return err
 	}
-
 	im.mu.Lock()
 	nodes, freed, err := im.freeze()
 	if err != nil {
@@ -100,6 +91,21 @@ func (im *Image) cut(ctx context.Context, mode cutMode) error {
 		}
 	}
 	return nil
+}
+
+// provideCut sees to slots for the nodes and, if they are to be had, for longer
+// log runs. A large commit has reserved its own.
+func (im *Image) provideCut(ctx context.Context) error {
+	im.mu.Lock()
+	n, longer, reserved := im.dirtyNodes(), im.runGoal(), im.reserved != nil
+	im.mu.Unlock()
+	if reserved {
+		return nil
+	}
+	if longer > 0 && im.provide(ctx, n+longer) == nil {
+		return nil
+	}
+	return im.provide(ctx, n)
 }
 
 // runGoal returns how many slots longer log runs would take, 0 if the present

@@ -2,7 +2,6 @@ package region
 
 import (
 	"encoding/binary"
-	"fmt"
 
 	"github.com/rpmemfs/rpmemfs/epoch"
 )
@@ -109,8 +108,8 @@ func (r *record) decode(b []byte, off int64) (int, error) {
 		return bad("magic")
 	}
 	le := binary.LittleEndian
-	if v := le.Uint32(b[8:]); v != recordVersion {
-		return 0, fmt.Errorf("%w: record version %d, this program knows %d", ErrVersion, v, recordVersion)
+	if le.Uint32(b[8:]) != recordVersion {
+		return bad("version") // torn: the superblock's version speaks for the log
 	}
 	count := le.Uint32(b[76:])
 	if uint64(count) > uint64(len(b)-recordHeader)/recordEntry {

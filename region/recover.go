@@ -124,9 +124,6 @@ func scanLog(ctx context.Context, dev Device, sb superblock) (*logScan, error) {
 		for follow && at+recordHeader <= len(b) {
 			var r record
 			n, err := r.decode(b[at:], place.Start.Offset()+int64(at))
-			if errors.Is(err, ErrVersion) {
-				return nil, err
-			}
 			// A record of another region, of an epoch out of turn, or of a writer
 			// before the one that wrote the record before: left from earlier.
 			if err != nil || r.id != sb.id || r.kind != kindEpoch || r.epoch != next || r.generation < gen {

@@ -93,11 +93,13 @@ func (s *superblock) decode(b []byte, off int64) error {
 		return bad("magic")
 	}
 	le := binary.LittleEndian
-	if v := le.Uint32(b[8:]); v != superVersion {
-		return fmt.Errorf("%w: superblock version %d, this program knows %d", ErrVersion, v, superVersion)
-	}
+	// Checksum before version: power loss can tear a superblock, and leave any
+	// version in it. Every version keeps magic, version and checksum in place.
 	if le.Uint32(b[124:]) != Checksum(b[:124]) {
 		return bad("checksum")
+	}
+	if v := le.Uint32(b[8:]); v != superVersion {
+		return fmt.Errorf("%w: superblock version %d, this program knows %d", ErrVersion, v, superVersion)
 	}
 	if le.Uint32(b[120:]) != 0 {
 		return bad("reserved bytes")

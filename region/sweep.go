@@ -15,9 +15,6 @@ func (im *Image) sweep(ctx context.Context) error {
 	for s := im.super; s < im.super+2; s++ {
 		im.slots.mark(s)
 	}
-	for _, e := range im.dropped {
-		im.slots.mark(e.Slot)
-	}
 	for _, r := range im.log.runs {
 		for s := r.Start; s < r.End(); s++ {
 			im.slots.mark(s)
@@ -122,6 +119,9 @@ func (im *Image) walkLive(ctx context.Context, visit func(Slot)) error {
 		}
 	}
 	im.mu.Lock()
+	for _, e := range im.dropped { // recovery still begins with these
+		nodes = append(nodes, e.Slot)
+	}
 	if im.table.root != nil {
 		below(im.table.root)
 	} else {
@@ -191,4 +191,15 @@ func (im *Image) RequestSweep() {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	im.sweepDue = im.super != 0
+}
+
+// View makes an image that nothing was committed to show a checkpoint, for
+// reading. Nothing can be committed to it.
+func (im *Image) View(cp Checkpoint) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.epoch, im.size, im.mtime = cp.Epoch, cp.Size, cp.Mtime
+	im.table.height, im.table.pages = cp.Tree.Height, cp.Pages
+	im.table.stored = Entry{Slot: cp.Tree.Root, CRC: cp.Tree.CRC}
+	im.err = fmt.Errorf("region %d: checkpoint %q is read-only", im.id, cp.Name)
 }

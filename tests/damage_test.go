@@ -284,6 +284,8 @@ func TestBadPools(t *testing.T) {
 		binary.LittleEndian.PutUint64(noise[i:], rng.Uint64())
 	}
 	half := func(b []byte) []byte { return b[:len(b)/2] }
+	future := bytes.Clone(good["data"])
+	future[8]++ // docs/format.md: the version in the pool's header
 	for _, c := range []struct {
 		name, file string
 		content    []byte // nil: the file is gone
@@ -294,7 +296,8 @@ func TestBadPools(t *testing.T) {
 		{"data missing", "data", nil},
 		{"data of another pool", "data", foreign["data"]},
 		{"data of noise", "data", noise},
-		{"meta.db cut in half", "meta.db", half(good["meta.db"])},
+		{"data of a later version", "data", future},
+		{"meta.db cut to four pages", "meta.db", good["meta.db"][:4*pageSize]},
 		{"meta.db of 100 bytes", "meta.db", good["meta.db"][:100]},
 		{"meta.db empty", "meta.db", []byte{}},
 		{"meta.db missing", "meta.db", nil},
@@ -319,6 +322,8 @@ func TestBadPools(t *testing.T) {
 				sub.stop()
 			} else if !strings.Contains(err.Error(), m.pool) {
 				t.Errorf("the error does not name the pool: %v", err)
+			} else if strings.Contains(c.name, "version") && !strings.Contains(err.Error(), "version 2") {
+				t.Errorf("the error does not name the version: %v", err)
 			} else {
 				t.Log(firstBytes(err.Error()[strings.Index(err.Error(), "stderr:")+8:], 200))
 			}

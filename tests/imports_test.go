@@ -22,7 +22,7 @@ var edges = map[string][]string{
 	"rdmacache/inproc": {module + "/rdmacache"},
 	"memnode": {module + "/region", module + "/namespace", module + "/rdmacache", module + "/epoch",
 		module + "/internal/*", "go.etcd.io/bbolt*", "golang.org/x/sys*"},
-	"volume": {module + "/epoch", module + "/namespace", module + "/region", module + "/rdmacache"},
+	"volume": {module + "/epoch", module + "/namespace", module + "/region", module + "/rdmacache", "golang.org/x/sys*"},
 	"fs": {module + "/volume", module + "/epoch", module + "/namespace", module + "/region", module + "/rdmacache",
 		"github.com/hanwen/go-fuse/v2*", "golang.org/x/sys*"},
 	"control": {module + "/volume", module + "/namespace", module + "/region", module + "/epoch", module + "/control/*",

@@ -29,7 +29,8 @@ func TestFullPool(t *testing.T) {
 		t.Errorf("msync of more than fits: got %q, want ENOSPC", got)
 	}
 	keeper.wants("1*1000", "stamps")
-	m.settleOnly(big, "sparse")
+	big.c.kill()
+	until(t, "the killed program's handle is gone", func() bool { return m.stat("sparse").Handles == 0 })
 
 	// An overwrite needs slots too while the old epoch must stay.
 	got := keeper.do("store 2 0 1000")
@@ -61,13 +62,6 @@ func TestFullPool(t *testing.T) {
 	if code, out := m.ctlCode("check", m.mnt); code != 0 {
 		t.Errorf("check: exit code %d: %s", code, out)
 	}
-}
-
-// settleOnly kills a program and waits until its file is settled.
-func (m *mount) settleOnly(p *mapper, name string) {
-	m.t.Helper()
-	p.c.kill()
-	m.settle(name)
 }
 
 // Space is not lost over many rounds of filling and removing.

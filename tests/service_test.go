@@ -1,0 +1,105 @@
+package tests
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// unmountedBy runs the program that unmounts m and waits until the daemon, which
+// is not a child of this process, has ended.
+func (m *mount) unmountedBy(name string, args ...string) {
+	m.t.Helper()
+	m.run(name, args...)
+	until(m.t, "the daemon in the background has ended", func() bool {
+		for _, p := range processesOf(shop.run) {
+			if strings.Contains(p.cmdline, m.pool) {
+				return false
+			}
+		}
+		return len(fuseMounts(m.mnt)) == 0
+	})
+}
+
+// umountCommand is how this user unmounts.
+func umountCommand(t *testing.T) []string {
+	if os.Getuid() == 0 {
+		return []string{"umount"}
+	}
+	need(t, "fusermount3")
+	return []string{"fusermount3", "-u"}
+}
+
+// mount --background returns when the mount is ready; umount ends the daemon.
+func TestBackground(t *testing.T) {
+	t.Parallel()
+	m := prepareMount(t, fastDir(t))
+	umount := append(umountCommand(t), m.mnt)
+	for i := range 2 {
+		m.run(tool(t, "rpmemfs"), "mount", "--background", "--pool", m.pool, m.mnt)
+		out := m.run("sh", "-ec", `echo line >> "$1/file"; cat "$1/file"`, "sh", m.mnt)
+		if got, want := strings.Count(out, "line"), i+1; got != want {
+			t.Errorf("mount %d: %d lines, want %d", i, got, want)
+		}
+		m.unmountedBy(umount[0], umount[1:]...)
+	}
+	// A mount that cannot be says so and fails.
+	c := m.program(tool(t, "rpmemfs"), "mount", "--background", "--pool", m.pool, m.dir+"/none")
+	if out, err := c.finish(patience); err == nil {
+		t.Errorf("mount on a directory that does not exist: %s", out)
+	} else if !strings.Contains(err.Error(), "none") {
+		t.Errorf("the error does not name the directory: %v", err)
+	}
+}
+
+// mount.fuse.rpmemfs takes what mount(8) passes from fstab.
+func TestMountHelper(t *testing.T) {
+	t.Parallel()
+	m := prepareMount(t, fastDir(t))
+	umount := append(umountCommand(t), m.mnt)
+	helper := filepath.Join(m.dir, "mount.fuse.rpmemfs")
+	must(t, os.Symlink(tool(t, "rpmemfs"), helper))
+	m.run(helper, m.pool, m.mnt, "-o", "rw,noatime,size=64MiB,on_close=commit,nofail")
+	out := m.run("stat", "-f", "-c", "%b %S", m.mnt)
+	if !strings.HasPrefix(out, "16") {
+		t.Errorf("statfs of a pool of 64 MiB: %s", out)
+	}
+	m.unmountedBy(umount[0], umount[1:]...)
+	if out, err := m.program(helper, m.pool, m.mnt, "-o", "colour=red").finish(patience); err == nil {
+		t.Errorf("an unknown option: %s", out)
+		m.unmountedBy(umount[0], umount[1:]...)
+	}
+}
+
+// SIGINT, as Ctrl-C sends it, unmounts.
+func TestInterrupt(t *testing.T) {
+	t.Parallel()
+	m := newMount(t, fastDir(t))
+	m.run("sh", "-c", `echo kept > "$1/file"`, "sh", m.mnt)
+	must(t, syscall.Kill(m.daemon.cmd.Process.Pid, syscall.SIGINT))
+	if _, err := m.daemon.finish(patience); err != nil {
+		t.Errorf("after SIGINT: %v", err)
+	}
+	m.daemon = nil
+	m.start()
+	if got := m.run("cat", m.path("file")); got != "kept" {
+		t.Errorf("after SIGINT and a new mount: %q", got)
+	}
+}
+
+// The demo that the README shows runs, and its numbers are as promised.
+func TestDemo(t *testing.T) {
+	t.Parallel()
+	need(t, "/dev/fuse", "bash")
+	bank := cProgram(t, "bank")
+	tool(t, "rpmemfs") // built beside it
+	cmd := exec.Command("../examples/demo.sh", filepath.Dir(bank))
+	cmd.Env = append(os.Environ(), "TMPDIR="+fastDir(t))
+	out := startCommand(t, cmd, nil).mustFinish(2 * patience)
+	if got, want := strings.Count(out, " exact"), 11; got != want {
+		t.Errorf("the demo was exact %d times, want %d:\n%s", got, want, out)
+	}
+}

@@ -43,7 +43,6 @@ func (s *Server) Export(req *controlpb.ExportRequest, stream grpc.ServerStreamin
 	err = stream.Send(&controlpb.ExportResponse{Event: &controlpb.ExportResponse_Header{
 		Header: &controlpb.ExportHeader{
 			Size:      st.Size,
-			Epoch:     uint64(st.Epoch),
 			DataBytes: min(st.Pages*region.PageSize, st.Size),
 		},
 	}})

@@ -30,6 +30,7 @@ type Server struct {
 	open   func(context.Context, namespace.Ino) (image, error) // of volume
 	info   Info
 	log    *slog.Logger
+	grace  time.Duration // stopGrace, or less in tests
 
 	mu    sync.Mutex
 	calls map[string]int // under way, by method
@@ -48,7 +49,7 @@ func NewServer(vol Volume, info Info, log *slog.Logger) *Server {
 		}
 		return h, nil
 	}
-	return &Server{volume: vol, open: open, info: info, log: log, calls: make(map[string]int)}
+	return &Server{volume: vol, open: open, info: info, log: log, grace: stopGrace, calls: make(map[string]int)}
 }
 
 // Run serves l, which it closes, until ctx is done or l fails. It then takes no
@@ -83,7 +84,7 @@ func (s *Server) Run(ctx context.Context, l net.Listener) error {
 		defer close(graceful)
 		g.GracefulStop()
 	}()
-	timer := time.NewTimer(stopGrace)
+	timer := time.NewTimer(s.grace)
 	defer timer.Stop()
 	select {
 	case <-graceful:
@@ -106,7 +107,7 @@ func (s *Server) drain() error {
 	}
 	s.mu.Unlock()
 
-	timer := time.NewTimer(stopGrace)
+	timer := time.NewTimer(s.grace)
 	defer timer.Stop()
 	select {
 	case <-idle:

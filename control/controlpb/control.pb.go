@@ -2094,8 +2094,7 @@ func (*ExportResponse_End) isExportResponse_Event() {}
 type ExportHeader struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Size          uint64                 `protobuf:"varint,1,opt,name=size,proto3" json:"size,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	DataBytes     uint64                 `protobuf:"varint,3,opt,name=data_bytes,json=dataBytes,proto3" json:"data_bytes,omitempty"` // about what follows, for a progress bar
+	DataBytes     uint64                 `protobuf:"varint,2,opt,name=data_bytes,json=dataBytes,proto3" json:"data_bytes,omitempty"` // about what follows, for a progress bar
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2133,13 +2132,6 @@ func (*ExportHeader) Descriptor() ([]byte, []int) {
 func (x *ExportHeader) GetSize() uint64 {
 	if x != nil {
 		return x.Size
-	}
-	return 0
-}
-
-func (x *ExportHeader) GetEpoch() uint64 {
-	if x != nil {
-		return x.Epoch
 	}
 	return 0
 }
@@ -2387,12 +2379,11 @@ const file_control_proto_rawDesc = "" +
 	"\x06header\x18\x01 \x01(\v2 .rpmemfs.control.v1.ExportHeaderH\x00R\x06header\x124\n" +
 	"\x04data\x18\x02 \x01(\v2\x1e.rpmemfs.control.v1.ExportDataH\x00R\x04data\x121\n" +
 	"\x03end\x18\x03 \x01(\v2\x1d.rpmemfs.control.v1.ExportEndH\x00R\x03endB\a\n" +
-	"\x05event\"W\n" +
+	"\x05event\"A\n" +
 	"\fExportHeader\x12\x12\n" +
-	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x1d\n" +
+	"\x04size\x18\x01 \x01(\x04R\x04size\x12\x1d\n" +
 	"\n" +
-	"data_bytes\x18\x03 \x01(\x04R\tdataBytes\"8\n" +
+	"data_bytes\x18\x02 \x01(\x04R\tdataBytes\"8\n" +
 	"\n" +
 	"ExportData\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +

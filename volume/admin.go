@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-
-	"golang.org/x/sys/unix"
+	"syscall"
+	"unicode/utf8"
 
 	"github.com/rpmemfs/rpmemfs/epoch"
 	"github.com/rpmemfs/rpmemfs/namespace"
@@ -21,7 +21,7 @@ func (v *Volume) acquireRegular(ctx context.Context, ino namespace.Ino) (*file, 
 	if err != nil {
 		return nil, err
 	}
-	if n.Mode&unix.S_IFMT != unix.S_IFREG {
+	if n.Mode&syscall.S_IFMT != syscall.S_IFREG {
 		return nil, notRegular(n)
 	}
 	return v.acquire(ctx, ino)
@@ -59,6 +59,21 @@ func (v *Volume) CommitAll(ctx context.Context) (files int, err error) {
 		v.release(f)
 	}
 	return files, errors.Join(errs...)
+}
+
+// OpenFiles returns the files that programs have open: only these can have stores
+// that the kernel has not sent yet.
+func (v *Volume) OpenFiles(context.Context) []namespace.Ino {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var open []namespace.Ino
+	for _, f := range v.files {
+		if f.handles > 0 {
+			open = append(open, f.ino)
+		}
+	}
+	slices.Sort(open)
+	return open
 }
 
 // inUse returns every file that is loaded, each with one more ref, by number.
@@ -103,7 +118,7 @@ func (v *Volume) Checkpoints(ctx context.Context, ino namespace.Ino) ([]region.C
 	if err != nil {
 		return nil, err
 	}
-	if n.Mode&unix.S_IFMT != unix.S_IFREG {
+	if n.Mode&syscall.S_IFMT != syscall.S_IFREG {
 		return nil, notRegular(n)
 	}
 	loc, err := v.cfg.Pool.Locate(ctx, region.ID(ino))
@@ -340,6 +355,9 @@ func (v *Volume) addClone(ctx context.Context, f *file, cp region.Checkpoint, pa
 func checkCheckpointName(name string) error {
 	if name == "" || len(name) > region.MaxCheckpointName {
 		return fmt.Errorf("checkpoint name of %d bytes, want 1 to %d: %w", len(name), region.MaxCheckpointName, namespace.ErrInvalid)
+	}
+	if !utf8.ValidString(name) {
+		return fmt.Errorf("checkpoint name %q: not UTF-8: %w", name, namespace.ErrInvalid)
 	}
 	for _, c := range []byte(name) {
 		if c < ' ' || c == 0x7f || c == '/' {

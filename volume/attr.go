@@ -3,8 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 
 	"github.com/rpmemfs/rpmemfs/epoch"
 	"github.com/rpmemfs/rpmemfs/namespace"
@@ -33,11 +32,11 @@ func (v *Volume) Getattr(ctx context.Context, ino namespace.Ino) (Attr, error) {
 
 // attr adds to an inode what its region knows.
 func (v *Volume) attr(ctx context.Context, n namespace.Inode) (Attr, error) {
-	switch n.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-	case unix.S_IFDIR:
+	switch n.Mode & syscall.S_IFMT {
+	case syscall.S_IFREG:
+	case syscall.S_IFDIR:
 		return Attr{Inode: n, Size: dirSize}, nil
-	case unix.S_IFLNK:
+	case syscall.S_IFLNK:
 		return Attr{Inode: n, Size: uint64(len(n.Target))}, nil
 	default:
 		return Attr{Inode: n}, nil
@@ -87,7 +86,7 @@ func (v *Volume) Setattr(ctx context.Context, ino namespace.Ino, c Change) (Attr
 	if err != nil {
 		return Attr{}, err
 	}
-	if n.Mode&unix.S_IFMT != unix.S_IFREG {
+	if n.Mode&syscall.S_IFMT != syscall.S_IFREG {
 		if c.Size != nil {
 			return Attr{}, notRegular(n)
 		}
@@ -203,16 +202,16 @@ func (h *Handle) DropPrivileges(ctx context.Context) error {
 }
 
 func withoutPrivileges(mode uint32) uint32 {
-	mode &^= unix.S_ISUID
-	if mode&unix.S_IXGRP != 0 {
-		mode &^= unix.S_ISGID
+	mode &^= syscall.S_ISUID
+	if mode&syscall.S_IXGRP != 0 {
+		mode &^= syscall.S_ISGID
 	}
 	return mode
 }
 
 // notRegular is the error of a change of content of anything but a regular file.
 func notRegular(n namespace.Inode) error {
-	if n.Mode&unix.S_IFMT == unix.S_IFDIR {
+	if n.Mode&syscall.S_IFMT == syscall.S_IFDIR {
 		return namespace.ErrIsDir
 	}
 	return ErrNotRegular

@@ -13,10 +13,12 @@ import (
 // caller has set f.settling.
 func (v *Volume) lastClose(ctx context.Context, f *file) error {
 	err := v.settle(context.WithoutCancel(ctx), f)
+	pending := err != nil && !errors.Is(err, epoch.ErrPoisoned) && f.cache.DirtyScope(epoch.All)
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	f.pending = err != nil && !errors.Is(err, epoch.ErrPoisoned)
-	if err != nil {
+	again := f.pending
+	f.pending = pending
+	if err != nil && !again {
 		v.counters.FailedCloses++
 	}
 	close(f.settling)
@@ -52,14 +54,21 @@ func (v *Volume) settle(ctx context.Context, f *file) error {
 	if err != nil {
 		return err
 	}
-	if _, err := v.commit(ctx, f, epoch.Written); err != nil {
+	_, err = v.commit(ctx, f, epoch.Written)
+	mapped, written := f.cache.Dirty()
+	commits := v.onClose(n) == namespace.OnCloseCommit
+	switch {
+	case noSpace(err) && mapped > 0 && !commits:
+		// What is rolled back may hold the very slots that are missing.
+		if pages, err := v.discard(ctx, f); err != nil {
+			return fmt.Errorf("roll back %d pages in a full pool: %w", pages, err)
+		}
+		return fmt.Errorf("rolled back %d pages stored through mappings and %d written ones: %w", mapped, written, err)
+	case err != nil:
 		return fmt.Errorf("commit what was written: %w", err)
-	}
-	mapped, _ := f.cache.Dirty()
-	if mapped == 0 {
+	case mapped == 0:
 		return nil
-	}
-	if v.onClose(n) == namespace.OnCloseCommit {
+	case commits:
 		if _, err := v.commit(ctx, f, epoch.All); err != nil {
 			return fmt.Errorf("commit stores through mappings: %w", err)
 		}
@@ -110,8 +119,9 @@ func (v *Volume) resettle(ctx context.Context) {
 	}
 	v.mu.Unlock()
 	for _, f := range retry {
-		if err := v.lastClose(ctx, f); err != nil {
-			v.log.Error("last close of a file, tried again", "ino", f.ino, "err", err)
+		// The first failure was logged; a try every few seconds need not be.
+		if err := v.lastClose(ctx, f); err == nil {
+			v.log.Info("what a last close could not commit is committed now", "ino", f.ino)
 		}
 		v.release(f)
 	}

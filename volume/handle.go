@@ -140,7 +140,7 @@ func (h *Handle) Allocate(ctx context.Context, how Alloc, off, n int64) error {
 }
 
 // Seek returns the offset of the next data, or hole, at or after off.
-// rdmacache.ErrNoData if there is none.
+// ErrNoData if there is none.
 func (h *Handle) Seek(ctx context.Context, off int64, hole bool) (int64, error) {
 	return h.f.cache.Seek(ctx, off, hole)
 }

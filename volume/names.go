@@ -3,8 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 
 	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/region"
@@ -29,10 +28,10 @@ func (v *Volume) Create(ctx context.Context, parent namespace.Ino, name string, 
 	if err != nil {
 		return Attr{}, err
 	}
-	if dir.Mode&unix.S_ISGID != 0 {
+	if dir.Mode&syscall.S_ISGID != 0 {
 		n.GID = dir.GID
-		if n.Mode&unix.S_IFMT == unix.S_IFDIR {
-			n.Mode |= unix.S_ISGID
+		if n.Mode&syscall.S_IFMT == syscall.S_IFDIR {
+			n.Mode |= syscall.S_ISGID
 		}
 	}
 	now := v.now().UnixNano()

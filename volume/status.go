@@ -3,8 +3,7 @@ package volume
 import (
 	"context"
 	"fmt"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 
 	"github.com/rpmemfs/rpmemfs/epoch"
 	"github.com/rpmemfs/rpmemfs/namespace"
@@ -39,7 +38,7 @@ func (v *Volume) Stat(ctx context.Context, ino namespace.Ino) (FileStat, error) 
 	if err != nil {
 		return FileStat{}, err
 	}
-	if n.Mode&unix.S_IFMT != unix.S_IFREG {
+	if n.Mode&syscall.S_IFMT != syscall.S_IFREG {
 		return FileStat{}, notRegular(n)
 	}
 	checkpoints, err := v.Checkpoints(ctx, ino)
@@ -215,10 +214,10 @@ func (v *Volume) regularFiles(ctx context.Context) ([]namespace.Ino, error) {
 				continue
 			}
 			seen[e.Ino] = true
-			switch e.Mode & unix.S_IFMT {
-			case unix.S_IFDIR:
+			switch e.Mode & syscall.S_IFMT {
+			case syscall.S_IFDIR:
 				dirs = append(dirs, e.Ino)
-			case unix.S_IFREG:
+			case syscall.S_IFREG:
 				files = append(files, e.Ino)
 			}
 		}

@@ -37,6 +37,8 @@ var (
 	ErrClosed = errors.New("volume: closed")
 	// ErrNotRegular reports an operation that only regular files have.
 	ErrNotRegular = errors.New("volume: not a regular file")
+	// ErrNoData is what Handle.Seek returns past the last data.
+	ErrNoData = rdmacache.ErrNoData
 	// ErrNotSupported reports what this file system does not offer.
 	ErrNotSupported = errors.New("volume: not supported")
 )
@@ -99,9 +101,10 @@ type Config struct {
 // A file is absent, loading, in use (refs > 0), idle, or leaving; one that is
 // leaving or settling (its last close is under way) makes new opens wait.
 //
-// Lock order: what packages epoch, rdmacache and region lock, then familyMu, then
-// mu. mu is a leaf and never held across the pool, the Conn or the kernel. familyMu
-// is held across the pool and the Conn: that is what it is for.
+// Lock order: what packages epoch, rdmacache and region hold across I/O, then
+// familyMu, then mu, then their leaves. mu is never held across the pool, the Conn
+// or the kernel. familyMu is held across the pool and the Conn: that is what it is
+// for.
 type Volume struct {
 	cfg  Config
 	log  *slog.Logger

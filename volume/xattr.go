@@ -5,8 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 
 	"github.com/rpmemfs/rpmemfs/namespace"
 )
@@ -65,7 +64,7 @@ func (v *Volume) virtualXattr(ctx context.Context, ino namespace.Ino, name strin
 	if err != nil {
 		return "", err
 	}
-	if n.Mode&unix.S_IFMT != unix.S_IFREG {
+	if n.Mode&syscall.S_IFMT != syscall.S_IFREG {
 		return "", namespace.ErrNoXattr
 	}
 	switch name {
@@ -118,7 +117,7 @@ func (v *Volume) SetXattr(ctx context.Context, ino namespace.Ino, name string, v
 	if err != nil {
 		return err
 	}
-	if n.Mode&unix.S_IFMT != unix.S_IFREG {
+	if n.Mode&syscall.S_IFMT != syscall.S_IFREG {
 		return fmt.Errorf("set %s: %w", name, namespace.ErrInvalid)
 	}
 	switch name {

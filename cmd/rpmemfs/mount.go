@@ -30,6 +30,7 @@ type daemon struct {
 	o       options
 	log     *slog.Logger
 	started time.Time
+	signals chan os.Signal
 
 	pool     *memnode.Pool
 	conn     rdmacache.Conn
@@ -50,6 +51,7 @@ func (o *options) run(ctx context.Context) error {
 	if err := d.prepare(); err != nil {
 		return err
 	}
+	defer d.catchSignals()()
 	if err := d.open(); err != nil {
 		return errors.Join(err, d.close(ctx))
 	}

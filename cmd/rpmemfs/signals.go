@@ -15,21 +15,26 @@ import (
 // tells nobody when the last user is gone.
 const retryUnmount = 250 * time.Millisecond
 
+// catchSignals is called before there is a mount: a signal that comes while it is
+// being made must not leave it behind.
+func (d *daemon) catchSignals() (stop func()) {
+	d.signals = make(chan os.Signal, 3)
+	// A terminal that goes away unmounts too.
+	signal.Notify(d.signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	return func() { signal.Stop(d.signals) }
+}
+
 // handleSignals unmounts at the first SIGTERM or SIGINT, waiting for programs to
 // end, detaches at the second, and ends the process as a crash does at the third.
 // It returns when ctx ends, which the end of the mount brings about.
 func (d *daemon) handleSignals(ctx context.Context) error {
-	// A hang-up is not for a daemon; a terminal that goes away unmounts.
-	signals := make(chan os.Signal, 3)
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
-	defer signal.Stop(signals)
 	var retry <-chan time.Time
 	var named []string
 	for asked := 0; ; {
 		select {
 		case <-ctx.Done():
 			return nil
-		case s := <-signals:
+		case s := <-d.signals:
 			asked++
 			d.log.Info("signal", "signal", s.String())
 			switch asked {

@@ -10,7 +10,6 @@ BIN     ?= bin
 DESTDIR ?=
 PREFIX  ?= /usr/local
 SEED    ?= 0
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 # Every C file is compiled with warnings as errors.
 CSTD   := -std=c11 -O2 -g -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
@@ -30,8 +29,7 @@ help: ## show this list
 .PHONY: build
 build: ## the daemon, the tool and the mount helper into bin/
 	@mkdir -p $(BIN)
-	$(GO) build -trimpath -ldflags "-X main.version=$(VERSION)" \
-		-o $(BIN)/ ./cmd/...
+	$(GO) build -o $(BIN)/ ./cmd/...
 
 .PHONY: c
 c: $(C_BINS) ## the example bank and the C test programs into bin/
@@ -56,11 +54,11 @@ install-deps:
 
 .PHONY: test
 test: install-deps ## everything this machine can run, in minutes
-	$(GO) test -timeout 20m -seed $(SEED) ./...
+	$(GO) test -timeout 20m ./...
 
 .PHONY: race
 race: install-deps ## all tests under the race detector, daemon included
-	$(GO) test -race -timeout 40m -seed $(SEED) ./...
+	$(GO) test -race -timeout 40m ./...
 
 # FUZZTIME is spent on each target.
 FUZZTIME ?= 30s

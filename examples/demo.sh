@@ -28,9 +28,9 @@ fail() {
 	exit 1
 }
 
-# slay ends a process that this script started, without the shell's own remark.
+# slay ends processes that this script started, without the shell's own remarks.
 slay() {
-	{ kill -KILL "$1" && wait "$1"; } 2>/dev/null || true
+	{ kill -KILL "$@" && wait "$@"; } 2>/dev/null || true
 }
 
 tidy() {
@@ -117,9 +117,7 @@ for ((round = 1; round <= rounds; round++)); do
 		;;
 	2)
 		who="program and daemon"
-		kill -KILL "$program" "$daemon"
-		slay "$program"
-		slay "$daemon"
+		slay "$program" "$daemon"
 		start_mount
 		;;
 	esac

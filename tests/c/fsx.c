@@ -105,7 +105,8 @@ static void must(bool ok, const char *what)
 {
 	if (ok)
 		return;
-	if (expect_kill && (errno == ENOTCONN || errno == ECONNABORTED))
+	if (expect_kill && (errno == ENOTCONN || errno == ECONNABORTED ||
+			    errno == EIO))
 		exit(3);
 	fail("%s: %s", what, strerror(errno));
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -39,7 +40,7 @@ func (p *Pool) Check(ctx context.Context, report func(problem string)) error {
 		return errUnchanged
 	}
 	if p.readOnly {
-		if err := p.view(ctx, fn); err != errUnchanged { // as fn returns it
+		if err := p.view(ctx, fn); !errors.Is(err, errUnchanged) {
 			return err
 		}
 		return nil

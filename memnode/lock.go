@@ -25,7 +25,7 @@ func lockPool(path string, readOnly bool) (*os.File, error) {
 	}
 	for {
 		err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if err != unix.EINTR {
+		if !errors.Is(err, unix.EINTR) {
 			break
 		}
 	}

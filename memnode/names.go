@@ -2,6 +2,7 @@ package memnode
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"strings"
@@ -22,7 +23,7 @@ func (p *Pool) Lookup(ctx context.Context, parent namespace.Ino, name string) (n
 	}
 	err = p.view(ctx, func(t txn) error {
 		n, err = t.named(parent, name)
-		if err == namespace.ErrNotExist { // as txn.named returns it
+		if errors.Is(err, namespace.ErrNotExist) {
 			if _, derr := t.dir(parent); derr != nil {
 				return derr
 			}
@@ -99,10 +100,10 @@ func (p *Pool) checkFree(t txn, parent namespace.Ino, name string) error {
 		return err
 	}
 	_, err := t.dirent(parent, name)
-	switch err {
-	case nil:
+	switch {
+	case err == nil:
 		return namespace.ErrExist
-	case namespace.ErrNotExist: // as txn.dirent returns it
+	case errors.Is(err, namespace.ErrNotExist):
 		return nil
 	}
 	return err

@@ -2,6 +2,7 @@ package memnode
 
 import (
 	"context"
+	"errors"
 
 	"golang.org/x/sys/unix"
 
@@ -40,7 +41,7 @@ func (p *Pool) Rename(ctx context.Context, oldParent namespace.Ino, oldName stri
 			return err
 		}
 		to.inode, err = t.named(newParent, newName)
-		if err != nil && (err != namespace.ErrNotExist || flags&namespace.RenameExchange != 0) { // as txn.named returns it
+		if err != nil && (!errors.Is(err, namespace.ErrNotExist) || flags&namespace.RenameExchange != 0) {
 			return err
 		}
 		switch {
@@ -166,7 +167,7 @@ func checkNotBelow(t txn, n *namespace.Inode, parent namespace.Ino) error {
 			return nil
 		}
 		above, err := t.dir(parent)
-		if err == namespace.ErrNotExist || err == namespace.ErrNotDir { // as txn.dir returns them
+		if errors.Is(err, namespace.ErrNotExist) || errors.Is(err, namespace.ErrNotDir) {
 			return corruptValue(bucketInodes, key1(uint64(parent)), "the parent of a directory is none")
 		}
 		if err != nil {

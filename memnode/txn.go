@@ -3,6 +3,7 @@ package memnode
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -202,7 +203,7 @@ func (t txn) named(parent namespace.Ino, name string) (namespace.Inode, error) {
 		return namespace.Inode{}, err
 	}
 	n, err := t.inode(d.ino)
-	if err == namespace.ErrNotExist { // as txn.inode returns it
+	if errors.Is(err, namespace.ErrNotExist) {
 		return namespace.Inode{}, corruptValue(bucketDirents, keyName(uint64(parent), name), "names a missing inode")
 	}
 	return n, err

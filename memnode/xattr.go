@@ -3,6 +3,7 @@ package memnode
 import (
 	"bytes"
 	"context"
+	"errors"
 	"strings"
 
 	"github.com/rpmemfs/rpmemfs/namespace"
@@ -18,7 +19,7 @@ func (p *Pool) Xattr(ctx context.Context, ino namespace.Ino, name string) (value
 		return nil, err
 	}
 	err = p.view(ctx, func(t txn) error {
-		if value, err = t.xattr(ino, name); err != namespace.ErrNoXattr { // as txn.xattr returns it
+		if value, err = t.xattr(ino, name); !errors.Is(err, namespace.ErrNoXattr) {
 			return err
 		}
 		if _, ierr := t.inode(ino); ierr != nil {
@@ -64,7 +65,7 @@ func (p *Pool) SetXattr(ctx context.Context, ino namespace.Ino, name string, val
 			return namespace.ErrExist
 		case err == nil && bytes.Equal(old, value):
 			return errUnchanged
-		case err == namespace.ErrNoXattr && flags != namespace.XattrReplace: // as txn.xattr returns it
+		case errors.Is(err, namespace.ErrNoXattr) && flags != namespace.XattrReplace:
 			if err := checkXattrRoom(t, ino, name); err != nil {
 				return err
 			}

@@ -98,7 +98,7 @@ func (m *File) fdatasync() error {
 	var err error
 	cerr := m.raw.Control(func(fd uintptr) {
 		for {
-			if err = unix.Fdatasync(int(fd)); err != unix.EINTR {
+			if err = unix.Fdatasync(int(fd)); !errors.Is(err, unix.EINTR) {
 				return
 			}
 		}
@@ -132,7 +132,7 @@ func punchHole(f *os.File, off, n, size int64) error {
 	cerr := raw.Control(func(fd uintptr) {
 		for {
 			err = unix.Fallocate(int(fd), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
-			if err != unix.EINTR {
+			if !errors.Is(err, unix.EINTR) {
 				return
 			}
 		}

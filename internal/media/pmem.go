@@ -1,6 +1,7 @@
 package media
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
@@ -70,7 +71,7 @@ func mapPmem(f *os.File, size int64, prot, flags int) (*Pmem, error) {
 		return nil, fmt.Errorf("%w: cannot map %d bytes", ErrUnsupported, size)
 	}
 	mem, err := unix.Mmap(int(f.Fd()), 0, int(size), prot, flags)
-	if err == unix.EOPNOTSUPP || err == unix.EINVAL || err == unix.ENODEV {
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
 		return nil, fmt.Errorf("%w: mmap: %w", ErrUnsupported, err)
 	}
 	if err != nil {

@@ -198,12 +198,11 @@ func (t txn) extentBefore(id region.ID, s region.Slot) (region.Run, error) {
 		return region.Run{}, err
 	}
 	c := b.Cursor()
-	k, v := c.Seek(key2(uint64(id), uint64(s)))
-	if k == nil {
-		k, v = c.Last()
-	} else {
-		k, v = c.Prev()
+	before := c.Prev
+	if k, _ := c.Seek(key2(uint64(id), uint64(s))); k == nil {
+		before = c.Last
 	}
+	k, v := before()
 	if len(k) != 16 || !bytes.Equal(k[:8], key1(uint64(id))) {
 		return region.Run{}, nil
 	}

@@ -11,7 +11,6 @@ import (
 
 	"github.com/rpmemfs/rpmemfs/control/controlpb"
 	"github.com/rpmemfs/rpmemfs/namespace"
-	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/region"
 	"github.com/rpmemfs/rpmemfs/volume"
 )
@@ -92,7 +91,7 @@ func sendData(ctx context.Context, stream grpc.ServerStreamingServer[controlpb.E
 	buf := make([]byte, exportChunk)
 	for off := int64(0); off < size; {
 		start, err := img.Seek(ctx, off, false)
-		if errors.Is(err, rdmacache.ErrNoData) {
+		if errors.Is(err, volume.ErrNoData) {
 			return nil
 		}
 		if err != nil {

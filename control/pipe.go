@@ -24,13 +24,17 @@ func Pipe() (net.Listener, func(context.Context) (net.Conn, error), error) {
 	if err := errors.Join(err, clientErr); err != nil {
 		return nil, nil, fmt.Errorf("control: socketpair: %w", err)
 	}
-	l := &pipeListener{conns: make(chan net.Conn, 1), addr: server.LocalAddr(), closed: make(chan struct{})}
+	l := &pipeListener{
+		conns:   make(chan net.Conn, 1),
+		clients: make(chan net.Conn, 1),
+		addr:    server.LocalAddr(),
+		closed:  make(chan struct{}),
+	}
 	l.conns <- server
-	once := make(chan net.Conn, 1)
-	once <- client
+	l.clients <- client
 	dial := func(context.Context) (net.Conn, error) {
 		select {
-		case c := <-once:
+		case c := <-l.clients:
 			return c, nil
 		default:
 			return nil, errors.New("control: the connection inside the process has ended")
@@ -47,8 +51,9 @@ func fdConn(fd int) (net.Conn, error) {
 
 // pipeListener hands out one connection and then waits to be closed.
 type pipeListener struct {
-	conns chan net.Conn
-	addr  net.Addr
+	conns   chan net.Conn // the server's end, until it is accepted
+	clients chan net.Conn // the client's end, until it is dialled
+	addr    net.Addr
 
 	once   sync.Once
 	closed chan struct{}
@@ -71,10 +76,14 @@ func (l *pipeListener) Accept() (net.Conn, error) {
 func (l *pipeListener) Close() error {
 	l.once.Do(func() {
 		close(l.closed)
-		select {
-		case c := <-l.conns:
-			_ = c.Close() // nobody will
-		default:
+		// Nobody else closes an end that nobody took, and a server would wait for
+		// the first words of a client that never came.
+		for _, end := range []chan net.Conn{l.conns, l.clients} {
+			select {
+			case c := <-end:
+				_ = c.Close()
+			default:
+			}
 		}
 	})
 	return nil

@@ -177,15 +177,24 @@ func TestPipeClose(t *testing.T) {
 	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Accept: got %v, want net.ErrClosed", err)
 	}
-	conn, err := dial(t.Context())
+	if _, err := dial(t.Context()); err == nil {
+		t.Error("dialling a closed pipe went well, want an error")
+	}
+}
+
+// A server that nobody calls stops at once.
+func TestStopUncalled(t *testing.T) {
+	l, _, err := Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	if n, err := conn.Read(make([]byte, 1)); n != 0 || err == nil {
-		t.Errorf("Read: got %d, %v; want the end", n, err)
-	}
-	if _, err := dial(t.Context()); err == nil {
-		t.Error("a second dial went well, want an error")
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	s := newTestServer(newFake())
+	s.grace = time.Hour
+	go func() { ran <- s.Run(ctx, l) }()
+	cancel()
+	if err := <-ran; err != nil {
+		t.Error(err)
 	}
 }

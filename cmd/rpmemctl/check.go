@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/rpmemfs/rpmemfs/control/controlpb"
 	"github.com/rpmemfs/rpmemfs/memnode"
@@ -65,12 +66,15 @@ type problemJSON struct {
 
 func (a *app) check(ctx context.Context, path string) error {
 	p, err := a.place(ctx, path)
+	if errors.Is(err, unix.EIO) {
+		p, err = a.damagedPlace(ctx, path, err)
+	}
 	if err != nil {
 		return err
 	}
 	f, err := p.stat(ctx, a)
 	if errors.Is(err, region.ErrCorrupt) {
-		f, err = &controlpb.File{Mode: 0o100000}, nil // so damaged that it does not open: check says how
+		f, err = &controlpb.File{Mode: unix.S_IFREG}, nil // so damaged that it does not open: check says how
 	}
 	if err != nil {
 		return err
@@ -88,11 +92,39 @@ func (a *app) check(ctx context.Context, path string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	err = a.print(report, func(w io.Writer) { printReport(w, path, report) })
+	label := path
+	if req.Ino == 0 && a.pool != "" {
+		label = a.pool
+	}
+	err = a.print(report, func(w io.Writer) { printReport(w, label, report) })
 	if err == nil && !report.OK {
 		return &codeError{exitFailed, nil}
 	}
 	return err
+}
+
+// damagedPlace finds a file of a mount that is too damaged for its path to work:
+// the daemon knows its number by its name. lookupErr is why the path did not work.
+func (a *app) damagedPlace(ctx context.Context, path string, lookupErr error) (*place, error) {
+	dir, name, err := a.parent(ctx, path)
+	if err != nil {
+		return nil, lookupErr
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // ends the stream
+	stream, err := dir.client.List(ctx, &controlpb.ListRequest{Ino: dir.ino})
+	if err != nil {
+		return nil, lookupErr
+	}
+	for {
+		e, err := stream.Recv()
+		if err != nil {
+			return nil, lookupErr
+		}
+		if string(e.GetName()) == name {
+			return &place{dir.session, path, e.GetFile().GetIno()}, nil
+		}
+	}
 }
 
 // receiveCheck collects what a check finds.

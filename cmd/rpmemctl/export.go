@@ -37,7 +37,6 @@ type exportJSON struct {
 	Path       string `json:"path"`
 	Checkpoint string `json:"checkpoint,omitempty"`
 	Image      string `json:"image"`
-	Epoch      uint64 `json:"epoch"`
 	Size       uint64 `json:"size"`
 	DataBytes  uint64 `json:"data_bytes"`
 }
@@ -72,8 +71,8 @@ func (a *app) export(ctx context.Context, path, out string, force bool) error {
 		return fmt.Errorf("%s: %w", out, cause(err))
 	}
 	return a.print(result, func(w io.Writer) {
-		fmt.Fprintf(w, "exported %s to %s: epoch %d, %s, %s of it data\n",
-			clean(path), clean(out), result.Epoch, size(result.Size), size(result.DataBytes))
+		fmt.Fprintf(w, "exported %s to %s: %s, %s of it data\n",
+			clean(path), clean(out), size(result.Size), size(result.DataBytes))
 	})
 }
 
@@ -100,7 +99,7 @@ func (a *app) receive(ctx context.Context, p *place, checkpoint string, img *ima
 		}
 		switch e := m.GetEvent().(type) {
 		case *controlpb.ExportResponse_Header:
-			result.Size, result.Epoch = e.Header.GetSize(), e.Header.GetEpoch()
+			result.Size = e.Header.GetSize()
 			bar.total = e.Header.GetDataBytes()
 			err = img.start(result.Size)
 		case *controlpb.ExportResponse_Data:

@@ -35,6 +35,9 @@ A file (stat; create, clone and import print the new file; ls prints
 {"path", "files": [...]}):
   path, name*, ino, type ("file", "dir", "symlink", "other"), mode, uid, gid, nlink
   size*, pages*        bytes; pages that exist, the rest are holes
+  size_changed*        in the open epoch
+  granted_bytes*, spare_bytes*
+                       of the pool to this file; of those, not in use
   epoch*               last committed
   dirty_pages*         pages of the open epoch, the sum of the next two
   dirty_mapped_pages*  stored through mappings
@@ -50,9 +53,10 @@ checkpoints rm, rm
 rollback     path, pages, epoch
 restore      path, checkpoint, epoch, saved_as*
 export       path, checkpoint*, image, size, data_bytes
-check        ok, files, pages, checkpoints, problems: [{ino, path*, text}]
+check        ok, files, pages, checkpoints, found, problems: [{ino, path*, text}];
+             found counts all, problems lists the first thousand
 status       pools: [{pool, mountpoint, pid, version, owner_uid, started, medium,
-             volatile, generation, size_bytes, free_bytes, inodes, open_files,
+             volatile, read_only, generation, size_bytes, free_bytes, inodes, open_files,
              open_handles, dirty_pages, poisoned_files, on_close, commits,
              rollbacks, rolled_back_pages, failed_closes, error*}]
 version      version, go, platform`

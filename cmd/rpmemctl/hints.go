@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rpmemfs/rpmemfs/control"
 	"github.com/rpmemfs/rpmemfs/epoch"
 	"github.com/rpmemfs/rpmemfs/region"
@@ -44,11 +46,13 @@ func hintOf(err error) string {
 			"the file comes back as of its last committed epoch."
 	case errors.Is(err, region.ErrCorrupt):
 		return "The pool's medium returned damaged bytes. 'rpmemctl check' lists all damage; checkpoints of the file may still be whole."
-	case errors.Is(err, region.ErrNoSpace):
+	case errors.Is(err, region.ErrNoSpace), errors.Is(err, unix.ENOSPC):
 		return "The pool is full. Remove files or checkpoints ('rpmemctl checkpoints rm'), then try again; nothing committed is lost."
 	case errors.Is(err, region.ErrVersion):
 		return "The pool was written by another version of rpmemfs: use that one."
-	case errors.Is(err, volume.ErrReadOnly):
+	case errors.Is(err, unix.EIO):
+		return "The file is damaged, or takes no more commits since one failed. 'rpmemctl check' and the daemon's log tell which."
+	case errors.Is(err, volume.ErrReadOnly), errors.Is(err, unix.EROFS):
 		return "Mount the pool again without the read-only option."
 	case errors.Is(err, control.ErrUnavailable):
 		return "If the daemon is gone, take its mount away and mount the pool again: umount -l MOUNTPOINT; rpmemfs mount --pool DIR MOUNTPOINT."
@@ -78,3 +82,12 @@ func shellQuote(s string) string {
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
+
+// packageNames are what sentinels begin with, which tells people nothing.
+var packageNames = strings.NewReplacer(
+	"namespace: ", "", "volume: ", "", "memnode: ", "", "region: ", "", "rdmacache: ", "",
+	"epoch: ", "", "control: ", "", "media: ", "",
+)
+
+// plain is the text of an error for people.
+func plain(err error) string { return packageNames.Replace(err.Error()) }

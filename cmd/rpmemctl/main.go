@@ -52,7 +52,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	var coded *codeError
 	isCoded := errors.As(err, &coded)
 	if !isCoded || coded.err != nil {
-		fmt.Fprintf(errOut, "rpmemctl: %v\n", err)
+		fmt.Fprintf(errOut, "rpmemctl: %s\n", plain(err))
 		if h := hintOf(err); h != "" {
 			fmt.Fprintf(errOut, "%s\n", h)
 		}

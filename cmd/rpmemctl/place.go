@@ -119,7 +119,7 @@ func (e *deadMountError) Error() string {
 // placeError explains why a path did not tell its number.
 func placeError(path string, err error) error {
 	switch {
-	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPERM):
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP):
 		return &notMountedError{path}
 	case errors.Is(err, unix.ENOTCONN):
 		dead := &deadMountError{path: path}

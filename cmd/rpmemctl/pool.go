@@ -35,11 +35,11 @@ func (a *app) placeInPool(ctx context.Context, name string) (*place, error) {
 		if part == "" {
 			continue
 		}
-		attr, err := s.tree.(*poolTree).volume.Lookup(ctx, ino, part)
+		next, err := s.tree.(*poolTree).lookup(ctx, ino, part)
 		if err != nil {
 			return nil, fmt.Errorf("%s in pool %s: %w", name, a.pool, err)
 		}
-		ino = attr.Ino
+		ino = next
 	}
 	return &place{s, name, uint64(ino)}, nil
 }

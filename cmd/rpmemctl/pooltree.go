@@ -2,17 +2,37 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"os"
 
 	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/region"
 	"github.com/rpmemfs/rpmemfs/volume"
 )
 
 // poolTree is the tree of a pool that this process has opened. No program can
 // have stored anything in it.
 type poolTree struct{ volume *volume.Volume }
+
+// lookup finds a name in a directory, also that of a file too damaged to open.
+func (t *poolTree) lookup(ctx context.Context, dir namespace.Ino, name string) (namespace.Ino, error) {
+	attr, err := t.volume.Lookup(ctx, dir, name)
+	if !errors.Is(err, region.ErrCorrupt) {
+		return attr.Ino, err
+	}
+	entries, readErr := t.volume.ReadDir(ctx, dir)
+	if readErr != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		if e.Name == name {
+			return e.Ino, nil
+		}
+	}
+	return 0, err
+}
 
 func (t *poolTree) create(ctx context.Context, dir *place, name string, perm fs.FileMode) (newFile, error) {
 	n, err := t.volume.Create(ctx, namespace.Ino(dir.ino), name, namespace.Inode{

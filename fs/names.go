@@ -2,15 +2,27 @@ package fs
 
 import (
 	"context"
+	"errors"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/region"
 )
 
 func (r *rawFS) Lookup(_ <-chan struct{}, in *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
-	a, err := r.vol.Lookup(context.Background(), ino(in), name)
+	ctx := context.Background()
+	a, err := r.vol.Lookup(ctx, ino(in), name)
+	if errors.Is(err, region.ErrCorrupt) || errors.Is(err, region.ErrVersion) {
+		// The name must still be good for unlink and rename. Attributes that are
+		// not valid for any time make the kernel ask again, and get the error.
+		if a.Inode, err = r.vol.LookupInode(ctx, ino(in), name); err == nil {
+			r.entry(a, out)
+			out.SetAttrTimeout(0)
+			return fuse.OK
+		}
+	}
 	if err != nil {
 		return r.status("lookup", ino(in), err)
 	}

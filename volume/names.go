@@ -18,6 +18,11 @@ func (v *Volume) Lookup(ctx context.Context, parent namespace.Ino, name string) 
 	return v.attr(ctx, n)
 }
 
+// LookupInode is Lookup without asking the region: it works for a damaged file.
+func (v *Volume) LookupInode(ctx context.Context, parent namespace.Ino, name string) (namespace.Inode, error) {
+	return v.cfg.Pool.Lookup(ctx, parent, name)
+}
+
 // Create adds a file of n's mode, owner, Rdev and Target under a new name, with
 // times of now. In a set-group-ID directory it inherits the group.
 func (v *Volume) Create(ctx context.Context, parent namespace.Ino, name string, n namespace.Inode) (Attr, error) {

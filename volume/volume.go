@@ -251,8 +251,12 @@ func (v *Volume) maintain(ctx context.Context) {
 	}
 	v.mu.Unlock()
 	for _, f := range due {
-		if err := f.image.Maintain(ctx); err != nil && ctx.Err() == nil {
-			v.log.Error("maintain region", "ino", f.ino, "err", err)
+		// Once begun, a cut must not be broken off: it poisons the region.
+		if err := ctx.Err(); err == nil {
+			err = f.image.Maintain(context.WithoutCancel(ctx))
+			if err != nil && !noSpace(err) {
+				v.log.Error("maintain region", "ino", f.ino, "err", err)
+			}
 		}
 		v.release(f)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -38,7 +39,8 @@ func main() {
 
 // fail ends the process with an error that people can read.
 func fail(err error) {
-	fmt.Fprintln(os.Stderr, "rpmemfs:", err)
+	// What fusermount3 says ends in a newline.
+	fmt.Fprintln(os.Stderr, "rpmemfs:", strings.TrimSpace(err.Error()))
 	tellParent(err)
 	os.Exit(exitError)
 }

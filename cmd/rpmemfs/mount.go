@@ -119,6 +119,9 @@ func (d *daemon) open() error {
 		NoExec:     d.o.noExec,
 		Log:        d.log,
 	}, d.o.mountpoint)
+	if err != nil && os.Geteuid() != 0 && d.o.allowOther {
+		return fmt.Errorf("%w; without root, --allow-other needs the line user_allow_other in /etc/fuse.conf", err)
+	}
 	return err
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -18,5 +19,14 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	testdata = filepath.Join(here, "testdata")
-	os.Exit(m.Run())
+	code := m.Run()
+	if built {
+		if dir, _ := binaries(); dir != "" {
+			if err := os.RemoveAll(dir); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				code = 1
+			}
+		}
+	}
+	os.Exit(code)
 }

@@ -3,8 +3,11 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"net"
+	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
@@ -31,15 +34,16 @@ func Dial(socket string) (*Client, error) {
 // NewClient returns a client over connections that dial makes. They must be of
 // unix sockets.
 func NewClient(dial func(context.Context) (net.Conn, error)) (*Client, error) {
+	d := &dialer{dial: dial}
 	conn, err := grpc.NewClient("passthrough:///control",
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }),
+		grpc.WithContextDialer(d.dialContext),
 		grpc.WithTransportCredentials(peerCredentials{}),
 		grpc.WithNoProxy(),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingEvery}),
 		grpc.WithIdleTimeout(0), // a Pipe cannot be dialled twice
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponseBytes)),
-		grpc.WithUnaryInterceptor(clientUnary),
-		grpc.WithStreamInterceptor(clientStream),
+		grpc.WithUnaryInterceptor(d.unary),
+		grpc.WithStreamInterceptor(d.stream),
 	)
 	if err != nil {
 		return nil, err
@@ -50,28 +54,59 @@ func NewClient(dial func(context.Context) (net.Conn, error)) (*Client, error) {
 // Close ends the connection; calls under way fail.
 func (c *Client) Close() error { return c.conn.Close() }
 
-func clientUnary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+// A dialer makes connections, and Go errors of the errors of calls.
+type dialer struct {
+	dial func(context.Context) (net.Conn, error)
+
+	mu  sync.Mutex
+	err error // of the last dial; gRPC keeps only its text
+}
+
+func (d *dialer) dialContext(ctx context.Context, _ string) (net.Conn, error) {
+	conn, err := d.dial(ctx)
+	d.mu.Lock()
+	d.err = err
+	d.mu.Unlock()
+	return conn, err
+}
+
+// callError makes a Go error of the error of a call. A socket that the caller may
+// not open is ErrPermission, like a call that the server refuses.
+func (d *dialer) callError(err error) error {
+	err = clientError(err)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if errors.Is(err, ErrUnavailable) && errors.Is(d.err, fs.ErrPermission) {
+		return fmt.Errorf("%w: %w", ErrPermission, d.err)
+	}
+	return err
+}
+
+func (d *dialer) unary(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	if err := invoke(ctx, method, req, reply, conn, opts...); err != nil {
-		return clientError(err)
+		return d.callError(err)
 	}
 	return nil
 }
 
-func clientStream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, stream grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+func (d *dialer) stream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, stream grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	s, err := stream(ctx, desc, conn, method, opts...)
 	if err != nil {
-		return nil, clientError(err)
+		return nil, d.callError(err)
 	}
-	return errorStream{s}, nil
+	return errorStream{s, d}, nil
 }
 
 // errorStream makes Go errors of the errors of a stream.
-type errorStream struct{ grpc.ClientStream }
+type errorStream struct {
+	grpc.ClientStream
+	dialer *dialer
+}
 
 func (s errorStream) RecvMsg(m any) error {
 	err := s.ClientStream.RecvMsg(m)
 	if err == nil || errors.Is(err, io.EOF) {
 		return err
 	}
-	return clientError(err)
+	return s.dialer.callError(err)
 }

@@ -133,6 +133,22 @@ func TestSocket(t *testing.T) {
 	}
 }
 
+// A socket that the caller may not open is a matter of permission, not a dead
+// daemon.
+func TestSocketPermission(t *testing.T) {
+	refuse := func(context.Context) (net.Conn, error) {
+		return nil, &net.OpError{Op: "dial", Net: "unix", Err: os.NewSyscallError("connect", syscall.EACCES)}
+	}
+	c, err := NewClient(refuse)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Status(t.Context(), &controlpb.StatusRequest{}); !errors.Is(err, ErrPermission) {
+		t.Errorf("got %v, want ErrPermission", err)
+	}
+}
+
 // A call under way ends when the server stops, and Run waits for it.
 func TestStopCancelsCalls(t *testing.T) {
 	v := newFake()

@@ -59,6 +59,8 @@ func (a *app) flushed(ctx context.Context, path string) (*place, error) {
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := a.request(ctx)
+	defer cancel()
 	if err := p.tree.flush(ctx, p); err != nil {
 		return nil, fmt.Errorf("%s: commit: %w", path, cause(err))
 	}
@@ -108,11 +110,11 @@ func (a *app) commitAll(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := a.request(ctx)
+	defer cancel()
 	if err := p.tree.flushAll(ctx, p); err != nil {
 		return fmt.Errorf("%s: write dirty pages back: %w", path, cause(err))
 	}
-	ctx, cancel := a.request(ctx)
-	defer cancel()
 	resp, err := p.client.CommitAll(ctx, &controlpb.CommitAllRequest{})
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)

@@ -54,12 +54,12 @@ func hintOf(err error) string {
 		return "The file is damaged, or takes no more commits since one failed. 'rpmemctl check' and the daemon's log tell which."
 	case errors.Is(err, volume.ErrReadOnly), errors.Is(err, unix.EROFS):
 		return "Mount the pool again without the read-only option."
+	case errors.Is(err, control.ErrPermission), errors.Is(err, os.ErrPermission):
+		return "Run it as root or as the owner of the mount."
 	case errors.Is(err, control.ErrUnavailable):
 		return "If the daemon is gone, take its mount away and mount the pool again: umount -l MOUNTPOINT; rpmemfs mount --pool DIR MOUNTPOINT."
 	case errors.Is(err, context.DeadlineExceeded):
 		return "The daemon took too long. It may still finish; --timeout sets how long to wait."
-	case errors.Is(err, os.ErrPermission):
-		return "Run it as root or as the owner of the mount."
 	}
 	return ""
 }

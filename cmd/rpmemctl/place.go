@@ -36,22 +36,24 @@ func (a *app) place(ctx context.Context, path string) (*place, error) {
 	if a.pool != "" {
 		return a.placeInPool(ctx, path)
 	}
-	ino, socket, err := mountedIno(path)
+	reqCtx, cancel := a.request(ctx)
+	defer cancel()
+	m, err := bounded(reqCtx, func() (mountedFile, error) { return findMounted(path) })
 	if err != nil {
-		return nil, err
+		return nil, placeError(path, err)
 	}
 	for _, s := range a.sessions {
-		if s.socket == socket {
-			return &place{s, path, ino}, nil
+		if s.socket == m.socket {
+			return &place{s, path, m.ino}, nil
 		}
 	}
-	client, err := control.Dial(socket)
+	client, err := control.Dial(m.socket)
 	if err != nil {
-		return nil, fmt.Errorf("%s: socket %s: %w", path, socket, err)
+		return nil, fmt.Errorf("%s: socket %s: %w", path, m.socket, err)
 	}
-	s := &session{client: client, tree: mountTree{}, socket: socket, close: client.Close}
+	s := &session{client: client, tree: mountTree{}, socket: m.socket, close: client.Close}
 	a.sessions = append(a.sessions, s)
-	return &place{s, path, ino}, nil
+	return &place{s, path, m.ino}, nil
 }
 
 // parent finds the directory of a file that need not exist, and the file's name
@@ -65,23 +67,29 @@ func (a *app) parent(ctx context.Context, path string) (dir *place, name string,
 	return dir, name, err
 }
 
-// mountedIno asks the file system for a file's number in its pool and for the
+// A mountedFile is what a mount tells of a file in it.
+type mountedFile struct {
+	ino    uint64
+	socket string // of the daemon
+}
+
+// findMounted asks the file system for a file's number in its pool and for the
 // daemon's socket. It follows symbolic links.
-func mountedIno(path string) (ino uint64, socket string, err error) {
+func findMounted(path string) (m mountedFile, err error) {
 	text, err := getxattr(path, volume.XattrIno)
 	if err != nil {
-		return 0, "", placeError(path, err)
+		return m, err
 	}
-	if ino, err = strconv.ParseUint(text, 10, 64); err != nil || ino == 0 {
-		return 0, "", fmt.Errorf("%s: attribute %s says %q: not an rpmemfs mount", path, volume.XattrIno, text)
+	if m.ino, err = strconv.ParseUint(text, 10, 64); err != nil || m.ino == 0 {
+		return m, fmt.Errorf("attribute %s says %q: not an rpmemfs mount", volume.XattrIno, text)
 	}
-	if socket, err = getxattr(path, volume.XattrSocket); err != nil {
-		return 0, "", placeError(path, err)
+	if m.socket, err = getxattr(path, volume.XattrSocket); err != nil {
+		return m, err
 	}
-	if socket == "" {
-		return 0, "", fmt.Errorf("%s: its mount has no control socket", path)
+	if m.socket == "" {
+		return m, errors.New("its mount has no control socket; mount it without --control none")
 	}
-	return ino, socket, nil
+	return m, nil
 }
 
 // getxattr reads a short extended attribute.

@@ -75,23 +75,26 @@ func (mountTree) rename(_ context.Context, dir *place, from, to string, replace 
 	return renameFile(filepath.Join(dir.path, from), filepath.Join(dir.path, to), replace)
 }
 
-func (mountTree) flush(_ context.Context, file *place) error {
-	f, err := os.Open(file.path)
-	if err != nil {
-		return err
-	}
-	err = f.Sync()
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	return err
+func (mountTree) flush(ctx context.Context, file *place) error {
+	return withFile(ctx, file.path, (*os.File).Sync)
 }
 
-func (mountTree) flushAll(_ context.Context, root *place) error {
-	f, err := os.Open(root.path)
-	if err != nil {
-		return err
-	}
-	defer f.Close() // nothing was written through it
-	return syncfs(f)
+func (mountTree) flushAll(ctx context.Context, root *place) error {
+	return withFile(ctx, root.path, syncfs)
+}
+
+// withFile opens a file of a mount for fn, and gives up when ctx ends.
+func withFile(ctx context.Context, path string, fn func(*os.File) error) error {
+	_, err := bounded(ctx, func() (struct{}, error) {
+		f, err := os.Open(path)
+		if err != nil {
+			return struct{}{}, err
+		}
+		err = fn(f)
+		if closeErr := f.Close(); err == nil {
+			err = closeErr
+		}
+		return struct{}{}, err
+	})
+	return err
 }

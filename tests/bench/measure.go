@@ -69,19 +69,23 @@ func (b *bench) onePage() error {
 	if err != nil {
 		return err
 	}
-	one := []step{{"rand", 1, 1024}}
 	if _, _, err := d.median(1, []step{{"seq", 1024}, {"msync"}}, nil); err != nil {
 		return err
 	}
-	commit, theirCommit, err := d.median(b.times(3000), one, []step{{"msync"}})
+	// A series runs in the helper without a pause: who wakes whom on which
+	// processor costs more than the work, and differs from one call to the next.
+	series := func(word string, pages int) (ours, theirs time.Duration, err error) {
+		return d.median(b.times(15), nil, []step{{"series", 400, word, pages, 1024}})
+	}
+	commit, theirCommit, err := series("msync", 1)
 	if err != nil {
 		return err
 	}
-	send, theirSend, err := d.median(b.times(1000), one, []step{{"writeback"}})
+	send, theirSend, err := series("writeback", 1)
 	if err != nil {
 		return err
 	}
-	idle, theirIdle, err := d.median(b.times(1000), nil, []step{{"fsync"}})
+	idle, theirIdle, err := series("fsync", 0)
 	if err != nil {
 		return err
 	}
@@ -180,9 +184,7 @@ func (b *bench) history() error {
 	}
 	b.add("memory of the daemon then (peak)", mib(rss)+" ("+mib(peak)+")", "", "", verdict(rss < 100<<20, "< 100 MiB"))
 	m.kill()
-	if err := s.close(); err == nil {
-		return errors.New("the helper outlived its mount")
-	}
+	_ = s.close() // its mount is dead
 	for _, after := range []string{"a kill", "a clean unmount"} {
 		var reads, mounts []time.Duration
 		for range b.times(5) {
@@ -226,35 +228,40 @@ func (b *bench) amplification() error {
 	if err != nil {
 		return err
 	}
-	measure := func(what string, rounds int, target float64, steps ...step) error {
-		before, err := b.counters(m)
-		if err != nil && rounds > 0 {
-			before = counters{} // nothing was counted yet
+	for _, c := range []step{{"seq", size / 4096}, {"fsync"}} { // nothing is read after this
+		if _, err := s.do(c[0].(string), c[1:]...); err != nil {
+			return err
+		}
+	}
+	measure := func(what string, rounds, pages int, target float64, store step) error {
+		before, err := m.written()
+		if err != nil {
+			return err
 		}
 		for range rounds {
-			for _, c := range steps {
+			for _, c := range []step{store, {"fsync"}} {
 				if _, err := s.do(c[0].(string), c[1:]...); err != nil {
 					return err
 				}
 			}
 		}
-		after, err := b.counters(m)
+		after, err := m.written()
 		if err != nil {
 			return err
 		}
-		written, committed := after.MediumBytesWritten-before.MediumBytesWritten, after.BytesCommitted-before.BytesCommitted
-		ratio := float64(written) / float64(committed)
+		written, dirtied := after-before, int64(rounds)*int64(pages)*4096
+		ratio := float64(written) / float64(dirtied)
 		wish := "reported"
 		if target > 0 {
 			wish = verdict(ratio <= target, fmt.Sprintf("<= %.2f", target))
 		}
-		b.add("bytes written / dirtied: "+what, mib(written)+" / "+mib(committed), "", fmt.Sprintf("%.3f", ratio), wish)
+		b.add("bytes written / dirtied: "+what, mib(written)+" / "+mib(dirtied), "", fmt.Sprintf("%.3f", ratio), wish)
 		return nil
 	}
 	if err := errors.Join(
-		measure("256 MiB in order", b.times(4), 1.05, step{"seq", size / 4096}, step{"fsync"}),
-		measure("epochs of 1 page", b.times(2000), 0, step{"rand", 1, size / 4096}, step{"fsync"}),
-		measure("epochs of 1,000 random pages", b.times(20), 0, step{"rand", 1000, size / 4096}, step{"fsync"}),
+		measure("256 MiB in order", b.times(4), size/4096, 1.05, step{"seq", size / 4096}),
+		measure("epochs of 1 page", b.times(2000), 1, 0, step{"rand", 1, size / 4096}),
+		measure("epochs of 1,000 random pages", b.times(50), 1000, 0, step{"rand", 1000, size / 4096}),
 	); err != nil {
 		return err
 	}

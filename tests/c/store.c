@@ -10,6 +10,8 @@
  *	write N		the same by write(2), 1 MiB a call
  *	read OFFSET	read one byte, through a new descriptor
  *	msync, fsync, writeback
+ *	series K WORD N LIMIT	K times: store to N random pages, not timed, and
+ *			do WORD; the answer is the median of WORD's times
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -135,9 +137,40 @@ static int obey(const char *word, size_t a, size_t b)
 	return 0;
 }
 
+static int by_size(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* series returns the median time of k times word after stores to n pages. */
+static uint64_t series(size_t k, const char *word, size_t n, size_t limit)
+{
+	uint64_t *took = calloc(k, sizeof(*took));
+	uint64_t median;
+
+	if (took == NULL || k == 0)
+		die("series");
+	for (size_t i = 0; i < k; i++) {
+		uint64_t begin;
+
+		if (n > 0)
+			obey("rand", n, limit);
+		begin = now();
+		if (obey(word, 0, 0) != 0)
+			die(word);
+		took[i] = now() - begin;
+	}
+	qsort(took, k, sizeof(*took), by_size);
+	median = took[k / 2];
+	free(took);
+	return median;
+}
+
 int main(int argc, char **argv)
 {
-	char line[256], word[32];
+	char line[256], word[32], inner[32];
 	struct stat st;
 
 	if (argc != 3) {
@@ -158,9 +191,15 @@ int main(int argc, char **argv)
 		die("mmap");
 	stamp = now();
 	while (fgets(line, sizeof(line), stdin) != NULL) {
-		size_t a = 0, b = 0;
+		size_t a = 0, b = 0, k = 0;
 		uint64_t begin;
 
+		if (sscanf(line, "series %zu %31s %zu %zu", &k, inner, &a,
+			   &b) == 4) {
+			printf("%" PRIu64 "\n", series(k, inner, a, b));
+			fflush(stdout);
+			continue;
+		}
 		if (sscanf(line, "%31s %zu %zu", word, &a, &b) < 1)
 			continue;
 		begin = now();

@@ -94,7 +94,9 @@ func run(args []string) error {
 	root.RootNode = top
 	server, err := fs.Mount(args[1], top, &fs.Options{MountOptions: fuse.MountOptions{
 		FsName: args[0], Name: "loopback", DirectMount: os.Getuid() == 0,
-		MaxWrite: 1 << 20, DisabledCapabilities: fuse.CAP_PASSTHROUGH,
+		// As large and as many requests as rpmemfs takes.
+		MaxWrite: 1 << 20, MaxBackground: 65535, CongestionThreshold: 65535,
+		DisabledCapabilities: fuse.CAP_PASSTHROUGH,
 	}})
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"strconv"
+	"strings"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
@@ -30,7 +31,7 @@ written. A file that exists is left alone.`,
 			return a.create(cmd.Context(), args[0], int64(bytes), fs.FileMode(perm))
 		},
 	}
-	cmd.Flags().VarP(&bytes, "size", "s", "size of the file, such as 4096, 64MiB, 1.5GiB")
+	cmd.Flags().VarP(&bytes, "size", "s", "size of the file, such as 4096, 64M (or 64MiB), 1.5G; 64MB is 64,000,000")
 	cmd.Flags().StringVar(&mode, "mode", mode, "permissions, in octal; the umask applies in a mount")
 	return cmd
 }
@@ -79,7 +80,11 @@ type sizeFlag int64
 func (s *sizeFlag) String() string { return strconv.FormatInt(int64(*s), 10) }
 func (s *sizeFlag) Type() string   { return "size" }
 
+// Set reads a size. A single letter counts in powers of two, as for truncate(1).
 func (s *sizeFlag) Set(text string) error {
+	if n := len(text); n > 1 && strings.ContainsRune("kKmMgGtTpP", rune(text[n-1])) {
+		text += "iB"
+	}
 	n, err := humanize.ParseBytes(text)
 	if err != nil || n > 1<<62 {
 		return fmt.Errorf("want a number of bytes, with a unit such as MiB or without")

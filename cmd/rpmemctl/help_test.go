@@ -85,6 +85,23 @@ func TestShellQuote(t *testing.T) {
 	}
 }
 
+func TestSizeFlag(t *testing.T) {
+	for in, want := range map[string]int64{
+		"0": 0, "4096": 4096, "4k": 4096, "2M": 2 << 20, "1.5GiB": 3 << 29, "1G": 1 << 30, "64MB": 64e6,
+	} {
+		var s sizeFlag
+		if err := s.Set(in); err != nil || int64(s) != want {
+			t.Errorf("%q: got %d, %v; want %d", in, s, err, want)
+		}
+	}
+	for _, in := range []string{"", "-1", "k", "lots", "1e30", "9E", "99999999999P"} {
+		var s sizeFlag
+		if err := s.Set(in); err == nil {
+			t.Errorf("%q: got %d, want an error", in, s)
+		}
+	}
+}
+
 // memFile is a newFile that counts what is written.
 type memFile struct {
 	data    []byte

@@ -80,7 +80,7 @@ func (a *app) status(ctx context.Context, args []string) error {
 	for _, m := range found {
 		st, err := a.poolStatus(ctx, m.path)
 		if err != nil {
-			st = &poolJSON{Pool: m.source, Mountpoint: m.path, Error: err.Error()}
+			st = &poolJSON{Pool: m.source, Mountpoint: m.path, Error: plain(err)}
 			failed = err
 		}
 		list.Pools = append(list.Pools, *st)

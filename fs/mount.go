@@ -19,6 +19,7 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	"log"
 	"log/slog"
@@ -103,6 +104,9 @@ func Mount(cfg Config, mountpoint string) (*Server, error) {
 	raw := newRawFS(cfg)
 	server, err := fuse.NewServer(raw, mountpoint, opts)
 	if err != nil {
+		if !root { // what it says ends in a newline
+			err = errors.New(strings.TrimSpace(err.Error()))
+		}
 		return nil, fmt.Errorf("mount %s: %w", mountpoint, err)
 	}
 	cfg.Volume.SetInvalidator(&invalidator{server})

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
-	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -39,8 +38,7 @@ func main() {
 
 // fail ends the process with an error that people can read.
 func fail(err error) {
-	// What fusermount3 says ends in a newline.
-	fmt.Fprintln(os.Stderr, "rpmemfs:", strings.TrimSpace(err.Error()))
+	fmt.Fprintln(os.Stderr, "rpmemfs:", err)
 	tellParent(err)
 	os.Exit(exitError)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+	"golang.org/x/sys/unix"
 
 	"github.com/rpmemfs/rpmemfs/fs"
 	"github.com/rpmemfs/rpmemfs/memnode"
@@ -70,6 +71,9 @@ func (d *daemon) prepare() error {
 		return errors.New("no /dev/fuse: load the kernel module with `modprobe fuse`; in a container, start it with --device /dev/fuse --cap-add SYS_ADMIN")
 	}
 	if os.Geteuid() != 0 {
+		if err := unix.Access("/dev/fuse", unix.R_OK|unix.W_OK); err != nil {
+			return fmt.Errorf("not root, and /dev/fuse is not for ordinary users here (%w): root can change that with `chmod 666 /dev/fuse`, or run this as root", err)
+		}
 		if _, err := exec.LookPath("fusermount3"); err != nil {
 			return errors.New("not root, and no fusermount3: install it (Debian: apt-get install fuse3), or run this as root")
 		}

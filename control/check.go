@@ -3,11 +3,9 @@ package control
 import (
 	"context"
 	"fmt"
-	"path"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	"github.com/rpmemfs/rpmemfs/control/controlpb"
@@ -75,31 +73,11 @@ func (s *Server) paths(ctx context.Context, problems []volume.Problem) map[names
 		}
 	}
 	found := make(map[namespace.Ino]string)
-	type dir struct {
-		ino  namespace.Ino
-		path string
-	}
-	seen := map[namespace.Ino]bool{namespace.Root: true}
-	for dirs := []dir{{namespace.Root, "/"}}; len(dirs) > 0 && len(found) < len(want); {
-		d := dirs[0]
-		dirs = dirs[1:]
-		if want[d.ino] {
-			found[d.ino] = d.path
+	s.walk(ctx, func(p string, e namespace.Entry) bool {
+		if want[e.Ino] && found[e.Ino] == "" {
+			found[e.Ino] = p
 		}
-		entries, err := s.volume.ReadDir(ctx, d.ino)
-		if err != nil {
-			continue
-		}
-		for _, e := range entries {
-			p := path.Join(d.path, e.Name)
-			if want[e.Ino] && found[e.Ino] == "" {
-				found[e.Ino] = p
-			}
-			if e.Mode&unix.S_IFMT == unix.S_IFDIR && !seen[e.Ino] {
-				seen[e.Ino] = true
-				dirs = append(dirs, dir{e.Ino, p})
-			}
-		}
-	}
+		return len(found) < len(want)
+	})
 	return found
 }

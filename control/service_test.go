@@ -244,6 +244,26 @@ func receiveExport(t *testing.T, c *Client, req *controlpb.ExportRequest) (image
 	}
 }
 
+// Only files that programs have open are listed, with a path.
+func TestOpenFiles(t *testing.T) {
+	v := newFake()
+	v.add("closed", nil)
+	ino := v.add("open", nil)
+	v.files[ino].handles = 1
+	c := serve(t, newTestServer(v))
+	stream, err := c.OpenFiles(t.Context(), &controlpb.OpenFilesRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := stream.Recv()
+	if err != nil || f.GetIno() != uint64(ino) || string(f.GetPath()) != "/open" || f.GetEpoch() != 1 {
+		t.Errorf("got %v, %v; want inode %d, /open, epoch 1", f, err, ino)
+	}
+	if f, err := stream.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("got %v, %v; want the end", f, err)
+	}
+}
+
 // A check names the path of what is damaged.
 func TestCheck(t *testing.T) {
 	v := newFake()

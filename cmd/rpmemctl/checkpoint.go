@@ -17,7 +17,7 @@ func newCheckpoint(a *app) *cobra.Command {
 		Short: "commit a file, and keep the epoch under a name",
 		Long: `Commit everything stored in a file so far as one epoch, as msync does. With NAME the
 epoch is kept under it until 'checkpoints rm'; slots that later epochs replace then
-stay in use. With --all, commit every file of a mount; syncfs and sync cannot.
+stay in use. With --all, commit every file of a mount, which syncfs and sync cannot.
 
 Programs are not stopped: what one stores meanwhile is in the epoch or not. Let the
 program call msync at a good moment, or stop it, where that matters.`,
@@ -97,29 +97,5 @@ func (a *app) checkpoint(ctx context.Context, path, name string) error {
 	cp := resp.GetCheckpoint()
 	return a.print(checkpointJSON{path, cp.GetEpoch(), cp.GetName()}, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: epoch %d is committed and kept as %s\n", clean(path), cp.GetEpoch(), clean(cp.GetName()))
-	})
-}
-
-type commitAllJSON struct {
-	Path  string `json:"path"`
-	Files uint64 `json:"files"`
-}
-
-func (a *app) commitAll(ctx context.Context, path string) error {
-	p, err := a.place(ctx, path)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := a.request(ctx)
-	defer cancel()
-	if err := p.tree.flushAll(ctx, p); err != nil {
-		return fmt.Errorf("%s: write dirty pages back: %w", path, cause(err))
-	}
-	resp, err := p.client.CommitAll(ctx, &controlpb.CommitAllRequest{})
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	return a.print(commitAllJSON{path, resp.GetFiles()}, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: %s committed\n", clean(path), plural(resp.GetFiles(), "file"))
 	})
 }

@@ -31,6 +31,8 @@ func TestMountedEpochs(t *testing.T) {
 
 	p.say("store a", `"a"`)
 	m.ok("checkpoint", file, "first")
+	m.sh("mkdir mnt/d; mv mnt/heap mnt/d/heap") // open under another name than before
+	file = m.path("d/heap")
 	p.say("store b", `"b"`)
 	if out := m.ok("checkpoint", "--all", m.point); !strings.Contains(out, "1 file committed") {
 		t.Errorf("checkpoint --all: got %q, want one file", out)
@@ -43,13 +45,13 @@ func TestMountedEpochs(t *testing.T) {
 	p.say("show", `"b"`)
 	m.ok("restore", file, "first", "--force")
 	p.say("show", `"a"`)
-	m.ok("restore", file, "before-restore-"+m.checkpointEpoch("heap", "before-restore-"), "--force")
+	m.ok("restore", file, "before-restore-"+m.checkpointEpoch("d/heap", "before-restore-"), "--force")
 	p.say("show", `"b"`)
 	p.end()
 
-	m.waitClosed("heap")
+	m.waitClosed("d/heap")
 	m.ok("restore", file, "first")
-	m.mapperShows("heap", `"a"`)
+	m.mapperShows("d/heap", `"a"`)
 	m.ok("check", m.point)
 }
 

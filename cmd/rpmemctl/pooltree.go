@@ -61,8 +61,8 @@ func (t *poolTree) rename(ctx context.Context, dir *place, from, to string, repl
 	return t.volume.Rename(ctx, ino, from, ino, to, flags)
 }
 
-func (*poolTree) flush(context.Context, *place) error    { return nil }
-func (*poolTree) flushAll(context.Context, *place) error { return nil }
+func (*poolTree) flush(context.Context, *place) error           { return nil }
+func (*poolTree) flushAt(context.Context, *place, string) error { return nil }
 
 // A poolFile is a file of a poolTree that is open. Its calls are short and by
 // function call, so none needs to be cancelled.

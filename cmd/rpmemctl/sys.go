@@ -26,14 +26,6 @@ func renameFile(from, to string, replace bool) error {
 	}
 }
 
-// syncfs writes back all dirty pages of the file system that holds f.
-func syncfs(f *os.File) error {
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return &os.PathError{Op: "syncfs", Path: f.Name(), Err: err}
-	}
-	return nil
-}
-
 // nextData returns the next range of data at or after off in a file of a size, or
 // a range that starts at size. A file system without holes has data everywhere.
 func nextData(f *os.File, off, size int64) (start, end int64, err error) {

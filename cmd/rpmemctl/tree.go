@@ -25,8 +25,9 @@ type tree interface {
 	// flush makes what programs stored in a file so far reach the open epoch, and
 	// commits it.
 	flush(ctx context.Context, file *place) error
-	// flushAll makes what programs stored anywhere reach the open epochs.
-	flushAll(ctx context.Context, root *place) error
+	// flushAt is flush of a file given by its path from the top of the pool that
+	// holds where.
+	flushAt(ctx context.Context, where *place, path string) error
 }
 
 // A newFile is a file that is being filled. Sync commits.
@@ -79,8 +80,16 @@ func (mountTree) flush(ctx context.Context, file *place) error {
 	return withFile(ctx, file.path, (*os.File).Sync)
 }
 
-func (mountTree) flushAll(ctx context.Context, root *place) error {
-	return withFile(ctx, root.path, syncfs)
+func (mountTree) flushAt(ctx context.Context, where *place, path string) error {
+	top := where.path
+	if where.ino != uint64(namespace.Root) {
+		m, ok := mountOf(where.path)
+		if !ok {
+			return fmt.Errorf("the mount of %s is not in the list of mounts: name the mount point itself", where.path)
+		}
+		top = m.path
+	}
+	return withFile(ctx, filepath.Join(top, path), (*os.File).Sync)
 }
 
 // withFile opens a file of a mount for fn, and gives up when ctx ends.

@@ -879,6 +879,102 @@ func (x *CommitResponse) GetEpoch() uint64 {
 	return 0
 }
 
+type OpenFilesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenFilesRequest) Reset() {
+	*x = OpenFilesRequest{}
+	mi := &file_control_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenFilesRequest) ProtoMessage() {}
+
+func (x *OpenFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenFilesRequest.ProtoReflect.Descriptor instead.
+func (*OpenFilesRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{10}
+}
+
+type OpenFilesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`    // in the pool; one of them, where there are several
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"` // last committed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpenFilesResponse) Reset() {
+	*x = OpenFilesResponse{}
+	mi := &file_control_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpenFilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpenFilesResponse) ProtoMessage() {}
+
+func (x *OpenFilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpenFilesResponse.ProtoReflect.Descriptor instead.
+func (*OpenFilesResponse) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *OpenFilesResponse) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *OpenFilesResponse) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *OpenFilesResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
 type CommitAllRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -887,7 +983,7 @@ type CommitAllRequest struct {
 
 func (x *CommitAllRequest) Reset() {
 	*x = CommitAllRequest{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +995,7 @@ func (x *CommitAllRequest) String() string {
 func (*CommitAllRequest) ProtoMessage() {}
 
 func (x *CommitAllRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +1008,7 @@ func (x *CommitAllRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitAllRequest.ProtoReflect.Descriptor instead.
 func (*CommitAllRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 type CommitAllResponse struct {
@@ -924,7 +1020,7 @@ type CommitAllResponse struct {
 
 func (x *CommitAllResponse) Reset() {
 	*x = CommitAllResponse{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -936,7 +1032,7 @@ func (x *CommitAllResponse) String() string {
 func (*CommitAllResponse) ProtoMessage() {}
 
 func (x *CommitAllResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -949,7 +1045,7 @@ func (x *CommitAllResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitAllResponse.ProtoReflect.Descriptor instead.
 func (*CommitAllResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CommitAllResponse) GetFiles() uint64 {
@@ -972,7 +1068,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -984,7 +1080,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -997,7 +1093,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Checkpoint) GetName() string {
@@ -1045,7 +1141,7 @@ type SaveCheckpointRequest struct {
 
 func (x *SaveCheckpointRequest) Reset() {
 	*x = SaveCheckpointRequest{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1057,7 +1153,7 @@ func (x *SaveCheckpointRequest) String() string {
 func (*SaveCheckpointRequest) ProtoMessage() {}
 
 func (x *SaveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1070,7 +1166,7 @@ func (x *SaveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*SaveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SaveCheckpointRequest) GetIno() uint64 {
@@ -1096,7 +1192,7 @@ type SaveCheckpointResponse struct {
 
 func (x *SaveCheckpointResponse) Reset() {
 	*x = SaveCheckpointResponse{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +1204,7 @@ func (x *SaveCheckpointResponse) String() string {
 func (*SaveCheckpointResponse) ProtoMessage() {}
 
 func (x *SaveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +1217,7 @@ func (x *SaveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*SaveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SaveCheckpointResponse) GetCheckpoint() *Checkpoint {
@@ -1140,7 +1236,7 @@ type CheckpointsRequest struct {
 
 func (x *CheckpointsRequest) Reset() {
 	*x = CheckpointsRequest{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1248,7 @@ func (x *CheckpointsRequest) String() string {
 func (*CheckpointsRequest) ProtoMessage() {}
 
 func (x *CheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1261,7 @@ func (x *CheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CheckpointsRequest) GetIno() uint64 {
@@ -1184,7 +1280,7 @@ type CheckpointsResponse struct {
 
 func (x *CheckpointsResponse) Reset() {
 	*x = CheckpointsResponse{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1292,7 @@ func (x *CheckpointsResponse) String() string {
 func (*CheckpointsResponse) ProtoMessage() {}
 
 func (x *CheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1305,7 @@ func (x *CheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CheckpointsResponse) GetCheckpoints() []*Checkpoint {
@@ -1229,7 +1325,7 @@ type DropCheckpointRequest struct {
 
 func (x *DropCheckpointRequest) Reset() {
 	*x = DropCheckpointRequest{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1337,7 @@ func (x *DropCheckpointRequest) String() string {
 func (*DropCheckpointRequest) ProtoMessage() {}
 
 func (x *DropCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1350,7 @@ func (x *DropCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DropCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DropCheckpointRequest) GetIno() uint64 {
@@ -1279,7 +1375,7 @@ type DropCheckpointResponse struct {
 
 func (x *DropCheckpointResponse) Reset() {
 	*x = DropCheckpointResponse{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1387,7 @@ func (x *DropCheckpointResponse) String() string {
 func (*DropCheckpointResponse) ProtoMessage() {}
 
 func (x *DropCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1400,7 @@ func (x *DropCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*DropCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 type RollbackRequest struct {
@@ -1316,7 +1412,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1328,7 +1424,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1341,7 +1437,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RollbackRequest) GetIno() uint64 {
@@ -1361,7 +1457,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1469,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1482,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RollbackResponse) GetPages() uint64 {
@@ -1414,7 +1510,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1426,7 +1522,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1439,7 +1535,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{21}
+	return file_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RestoreRequest) GetIno() uint64 {
@@ -1472,7 +1568,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1484,7 +1580,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1497,7 +1593,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{22}
+	return file_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RestoreResponse) GetEpoch() uint64 {
@@ -1519,7 +1615,7 @@ type CloneRequest struct {
 
 func (x *CloneRequest) Reset() {
 	*x = CloneRequest{}
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1627,7 @@ func (x *CloneRequest) String() string {
 func (*CloneRequest) ProtoMessage() {}
 
 func (x *CloneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1544,7 +1640,7 @@ func (x *CloneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneRequest.ProtoReflect.Descriptor instead.
 func (*CloneRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{23}
+	return file_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CloneRequest) GetIno() uint64 {
@@ -1584,7 +1680,7 @@ type CloneResponse struct {
 
 func (x *CloneResponse) Reset() {
 	*x = CloneResponse{}
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1596,7 +1692,7 @@ func (x *CloneResponse) String() string {
 func (*CloneResponse) ProtoMessage() {}
 
 func (x *CloneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1609,7 +1705,7 @@ func (x *CloneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneResponse.ProtoReflect.Descriptor instead.
 func (*CloneResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{24}
+	return file_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CloneResponse) GetIno() uint64 {
@@ -1628,7 +1724,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +1736,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +1749,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{25}
+	return file_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CheckRequest) GetIno() uint64 {
@@ -1677,7 +1773,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1689,7 +1785,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1702,7 +1798,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{26}
+	return file_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CheckResponse) GetEvent() isCheckResponse_Event {
@@ -1771,7 +1867,7 @@ type CheckProgress struct {
 
 func (x *CheckProgress) Reset() {
 	*x = CheckProgress{}
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +1879,7 @@ func (x *CheckProgress) String() string {
 func (*CheckProgress) ProtoMessage() {}
 
 func (x *CheckProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1796,7 +1892,7 @@ func (x *CheckProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckProgress.ProtoReflect.Descriptor instead.
 func (*CheckProgress) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{27}
+	return file_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CheckProgress) GetDone() uint64 {
@@ -1824,7 +1920,7 @@ type CheckProblem struct {
 
 func (x *CheckProblem) Reset() {
 	*x = CheckProblem{}
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1932,7 @@ func (x *CheckProblem) String() string {
 func (*CheckProblem) ProtoMessage() {}
 
 func (x *CheckProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1945,7 @@ func (x *CheckProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckProblem.ProtoReflect.Descriptor instead.
 func (*CheckProblem) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{28}
+	return file_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CheckProblem) GetIno() uint64 {
@@ -1885,7 +1981,7 @@ type CheckSummary struct {
 
 func (x *CheckSummary) Reset() {
 	*x = CheckSummary{}
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +1993,7 @@ func (x *CheckSummary) String() string {
 func (*CheckSummary) ProtoMessage() {}
 
 func (x *CheckSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +2006,7 @@ func (x *CheckSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckSummary.ProtoReflect.Descriptor instead.
 func (*CheckSummary) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{29}
+	return file_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CheckSummary) GetFiles() uint64 {
@@ -1951,7 +2047,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1963,7 +2059,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1976,7 +2072,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{30}
+	return file_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExportRequest) GetIno() uint64 {
@@ -2007,7 +2103,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2019,7 +2115,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2032,7 +2128,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{31}
+	return file_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExportResponse) GetEvent() isExportResponse_Event {
@@ -2101,7 +2197,7 @@ type ExportHeader struct {
 
 func (x *ExportHeader) Reset() {
 	*x = ExportHeader{}
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +2209,7 @@ func (x *ExportHeader) String() string {
 func (*ExportHeader) ProtoMessage() {}
 
 func (x *ExportHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +2222,7 @@ func (x *ExportHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportHeader.ProtoReflect.Descriptor instead.
 func (*ExportHeader) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{32}
+	return file_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ExportHeader) GetSize() uint64 {
@@ -2153,7 +2249,7 @@ type ExportData struct {
 
 func (x *ExportData) Reset() {
 	*x = ExportData{}
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2165,7 +2261,7 @@ func (x *ExportData) String() string {
 func (*ExportData) ProtoMessage() {}
 
 func (x *ExportData) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2178,7 +2274,7 @@ func (x *ExportData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportData.ProtoReflect.Descriptor instead.
 func (*ExportData) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{33}
+	return file_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExportData) GetOffset() uint64 {
@@ -2203,7 +2299,7 @@ type ExportEnd struct {
 
 func (x *ExportEnd) Reset() {
 	*x = ExportEnd{}
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2215,7 +2311,7 @@ func (x *ExportEnd) String() string {
 func (*ExportEnd) ProtoMessage() {}
 
 func (x *ExportEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2228,7 +2324,7 @@ func (x *ExportEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEnd.ProtoReflect.Descriptor instead.
 func (*ExportEnd) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{34}
+	return file_control_proto_rawDescGZIP(), []int{36}
 }
 
 var File_control_proto protoreflect.FileDescriptor
@@ -2306,6 +2402,11 @@ const file_control_proto_rawDesc = "" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\"&\n" +
 	"\x0eCommitResponse\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\"\x12\n" +
+	"\x10OpenFilesRequest\"O\n" +
+	"\x11OpenFilesResponse\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\fR\x04path\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"\x12\n" +
 	"\x10CommitAllRequest\")\n" +
 	"\x11CommitAllResponse\x12\x14\n" +
 	"\x05files\x18\x01 \x01(\x04R\x05files\"t\n" +
@@ -2408,12 +2509,13 @@ const file_control_proto_rawDesc = "" +
 	"\rREASON_CLOSED\x10\x0e\x12\x14\n" +
 	"\x10REASON_READ_ONLY\x10\x0f\x12\x16\n" +
 	"\x12REASON_NOT_REGULAR\x10\x10\x12\x18\n" +
-	"\x14REASON_NOT_SUPPORTED\x10\x112\xeb\b\n" +
+	"\x14REASON_NOT_SUPPORTED\x10\x112\xc7\t\n" +
 	"\aControl\x12O\n" +
 	"\x06Status\x12!.rpmemfs.control.v1.StatusRequest\x1a\".rpmemfs.control.v1.StatusResponse\x12I\n" +
 	"\x04Stat\x12\x1f.rpmemfs.control.v1.StatRequest\x1a .rpmemfs.control.v1.StatResponse\x12K\n" +
 	"\x04List\x12\x1f.rpmemfs.control.v1.ListRequest\x1a .rpmemfs.control.v1.ListResponse0\x01\x12O\n" +
-	"\x06Commit\x12!.rpmemfs.control.v1.CommitRequest\x1a\".rpmemfs.control.v1.CommitResponse\x12X\n" +
+	"\x06Commit\x12!.rpmemfs.control.v1.CommitRequest\x1a\".rpmemfs.control.v1.CommitResponse\x12Z\n" +
+	"\tOpenFiles\x12$.rpmemfs.control.v1.OpenFilesRequest\x1a%.rpmemfs.control.v1.OpenFilesResponse0\x01\x12X\n" +
 	"\tCommitAll\x12$.rpmemfs.control.v1.CommitAllRequest\x1a%.rpmemfs.control.v1.CommitAllResponse\x12g\n" +
 	"\x0eSaveCheckpoint\x12).rpmemfs.control.v1.SaveCheckpointRequest\x1a*.rpmemfs.control.v1.SaveCheckpointResponse\x12^\n" +
 	"\vCheckpoints\x12&.rpmemfs.control.v1.CheckpointsRequest\x1a'.rpmemfs.control.v1.CheckpointsResponse\x12g\n" +
@@ -2437,7 +2539,7 @@ func file_control_proto_rawDescGZIP() []byte {
 }
 
 var file_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_control_proto_goTypes = []any{
 	(Reason)(0),                    // 0: rpmemfs.control.v1.Reason
 	(*ErrorDetail)(nil),            // 1: rpmemfs.control.v1.ErrorDetail
@@ -2450,72 +2552,76 @@ var file_control_proto_goTypes = []any{
 	(*ListResponse)(nil),           // 8: rpmemfs.control.v1.ListResponse
 	(*CommitRequest)(nil),          // 9: rpmemfs.control.v1.CommitRequest
 	(*CommitResponse)(nil),         // 10: rpmemfs.control.v1.CommitResponse
-	(*CommitAllRequest)(nil),       // 11: rpmemfs.control.v1.CommitAllRequest
-	(*CommitAllResponse)(nil),      // 12: rpmemfs.control.v1.CommitAllResponse
-	(*Checkpoint)(nil),             // 13: rpmemfs.control.v1.Checkpoint
-	(*SaveCheckpointRequest)(nil),  // 14: rpmemfs.control.v1.SaveCheckpointRequest
-	(*SaveCheckpointResponse)(nil), // 15: rpmemfs.control.v1.SaveCheckpointResponse
-	(*CheckpointsRequest)(nil),     // 16: rpmemfs.control.v1.CheckpointsRequest
-	(*CheckpointsResponse)(nil),    // 17: rpmemfs.control.v1.CheckpointsResponse
-	(*DropCheckpointRequest)(nil),  // 18: rpmemfs.control.v1.DropCheckpointRequest
-	(*DropCheckpointResponse)(nil), // 19: rpmemfs.control.v1.DropCheckpointResponse
-	(*RollbackRequest)(nil),        // 20: rpmemfs.control.v1.RollbackRequest
-	(*RollbackResponse)(nil),       // 21: rpmemfs.control.v1.RollbackResponse
-	(*RestoreRequest)(nil),         // 22: rpmemfs.control.v1.RestoreRequest
-	(*RestoreResponse)(nil),        // 23: rpmemfs.control.v1.RestoreResponse
-	(*CloneRequest)(nil),           // 24: rpmemfs.control.v1.CloneRequest
-	(*CloneResponse)(nil),          // 25: rpmemfs.control.v1.CloneResponse
-	(*CheckRequest)(nil),           // 26: rpmemfs.control.v1.CheckRequest
-	(*CheckResponse)(nil),          // 27: rpmemfs.control.v1.CheckResponse
-	(*CheckProgress)(nil),          // 28: rpmemfs.control.v1.CheckProgress
-	(*CheckProblem)(nil),           // 29: rpmemfs.control.v1.CheckProblem
-	(*CheckSummary)(nil),           // 30: rpmemfs.control.v1.CheckSummary
-	(*ExportRequest)(nil),          // 31: rpmemfs.control.v1.ExportRequest
-	(*ExportResponse)(nil),         // 32: rpmemfs.control.v1.ExportResponse
-	(*ExportHeader)(nil),           // 33: rpmemfs.control.v1.ExportHeader
-	(*ExportData)(nil),             // 34: rpmemfs.control.v1.ExportData
-	(*ExportEnd)(nil),              // 35: rpmemfs.control.v1.ExportEnd
+	(*OpenFilesRequest)(nil),       // 11: rpmemfs.control.v1.OpenFilesRequest
+	(*OpenFilesResponse)(nil),      // 12: rpmemfs.control.v1.OpenFilesResponse
+	(*CommitAllRequest)(nil),       // 13: rpmemfs.control.v1.CommitAllRequest
+	(*CommitAllResponse)(nil),      // 14: rpmemfs.control.v1.CommitAllResponse
+	(*Checkpoint)(nil),             // 15: rpmemfs.control.v1.Checkpoint
+	(*SaveCheckpointRequest)(nil),  // 16: rpmemfs.control.v1.SaveCheckpointRequest
+	(*SaveCheckpointResponse)(nil), // 17: rpmemfs.control.v1.SaveCheckpointResponse
+	(*CheckpointsRequest)(nil),     // 18: rpmemfs.control.v1.CheckpointsRequest
+	(*CheckpointsResponse)(nil),    // 19: rpmemfs.control.v1.CheckpointsResponse
+	(*DropCheckpointRequest)(nil),  // 20: rpmemfs.control.v1.DropCheckpointRequest
+	(*DropCheckpointResponse)(nil), // 21: rpmemfs.control.v1.DropCheckpointResponse
+	(*RollbackRequest)(nil),        // 22: rpmemfs.control.v1.RollbackRequest
+	(*RollbackResponse)(nil),       // 23: rpmemfs.control.v1.RollbackResponse
+	(*RestoreRequest)(nil),         // 24: rpmemfs.control.v1.RestoreRequest
+	(*RestoreResponse)(nil),        // 25: rpmemfs.control.v1.RestoreResponse
+	(*CloneRequest)(nil),           // 26: rpmemfs.control.v1.CloneRequest
+	(*CloneResponse)(nil),          // 27: rpmemfs.control.v1.CloneResponse
+	(*CheckRequest)(nil),           // 28: rpmemfs.control.v1.CheckRequest
+	(*CheckResponse)(nil),          // 29: rpmemfs.control.v1.CheckResponse
+	(*CheckProgress)(nil),          // 30: rpmemfs.control.v1.CheckProgress
+	(*CheckProblem)(nil),           // 31: rpmemfs.control.v1.CheckProblem
+	(*CheckSummary)(nil),           // 32: rpmemfs.control.v1.CheckSummary
+	(*ExportRequest)(nil),          // 33: rpmemfs.control.v1.ExportRequest
+	(*ExportResponse)(nil),         // 34: rpmemfs.control.v1.ExportResponse
+	(*ExportHeader)(nil),           // 35: rpmemfs.control.v1.ExportHeader
+	(*ExportData)(nil),             // 36: rpmemfs.control.v1.ExportData
+	(*ExportEnd)(nil),              // 37: rpmemfs.control.v1.ExportEnd
 }
 var file_control_proto_depIdxs = []int32{
 	0,  // 0: rpmemfs.control.v1.ErrorDetail.reason:type_name -> rpmemfs.control.v1.Reason
 	5,  // 1: rpmemfs.control.v1.StatResponse.file:type_name -> rpmemfs.control.v1.File
 	5,  // 2: rpmemfs.control.v1.ListResponse.file:type_name -> rpmemfs.control.v1.File
-	13, // 3: rpmemfs.control.v1.SaveCheckpointResponse.checkpoint:type_name -> rpmemfs.control.v1.Checkpoint
-	13, // 4: rpmemfs.control.v1.CheckpointsResponse.checkpoints:type_name -> rpmemfs.control.v1.Checkpoint
-	28, // 5: rpmemfs.control.v1.CheckResponse.progress:type_name -> rpmemfs.control.v1.CheckProgress
-	29, // 6: rpmemfs.control.v1.CheckResponse.problem:type_name -> rpmemfs.control.v1.CheckProblem
-	30, // 7: rpmemfs.control.v1.CheckResponse.summary:type_name -> rpmemfs.control.v1.CheckSummary
-	33, // 8: rpmemfs.control.v1.ExportResponse.header:type_name -> rpmemfs.control.v1.ExportHeader
-	34, // 9: rpmemfs.control.v1.ExportResponse.data:type_name -> rpmemfs.control.v1.ExportData
-	35, // 10: rpmemfs.control.v1.ExportResponse.end:type_name -> rpmemfs.control.v1.ExportEnd
+	15, // 3: rpmemfs.control.v1.SaveCheckpointResponse.checkpoint:type_name -> rpmemfs.control.v1.Checkpoint
+	15, // 4: rpmemfs.control.v1.CheckpointsResponse.checkpoints:type_name -> rpmemfs.control.v1.Checkpoint
+	30, // 5: rpmemfs.control.v1.CheckResponse.progress:type_name -> rpmemfs.control.v1.CheckProgress
+	31, // 6: rpmemfs.control.v1.CheckResponse.problem:type_name -> rpmemfs.control.v1.CheckProblem
+	32, // 7: rpmemfs.control.v1.CheckResponse.summary:type_name -> rpmemfs.control.v1.CheckSummary
+	35, // 8: rpmemfs.control.v1.ExportResponse.header:type_name -> rpmemfs.control.v1.ExportHeader
+	36, // 9: rpmemfs.control.v1.ExportResponse.data:type_name -> rpmemfs.control.v1.ExportData
+	37, // 10: rpmemfs.control.v1.ExportResponse.end:type_name -> rpmemfs.control.v1.ExportEnd
 	2,  // 11: rpmemfs.control.v1.Control.Status:input_type -> rpmemfs.control.v1.StatusRequest
 	4,  // 12: rpmemfs.control.v1.Control.Stat:input_type -> rpmemfs.control.v1.StatRequest
 	7,  // 13: rpmemfs.control.v1.Control.List:input_type -> rpmemfs.control.v1.ListRequest
 	9,  // 14: rpmemfs.control.v1.Control.Commit:input_type -> rpmemfs.control.v1.CommitRequest
-	11, // 15: rpmemfs.control.v1.Control.CommitAll:input_type -> rpmemfs.control.v1.CommitAllRequest
-	14, // 16: rpmemfs.control.v1.Control.SaveCheckpoint:input_type -> rpmemfs.control.v1.SaveCheckpointRequest
-	16, // 17: rpmemfs.control.v1.Control.Checkpoints:input_type -> rpmemfs.control.v1.CheckpointsRequest
-	18, // 18: rpmemfs.control.v1.Control.DropCheckpoint:input_type -> rpmemfs.control.v1.DropCheckpointRequest
-	20, // 19: rpmemfs.control.v1.Control.Rollback:input_type -> rpmemfs.control.v1.RollbackRequest
-	22, // 20: rpmemfs.control.v1.Control.Restore:input_type -> rpmemfs.control.v1.RestoreRequest
-	24, // 21: rpmemfs.control.v1.Control.Clone:input_type -> rpmemfs.control.v1.CloneRequest
-	26, // 22: rpmemfs.control.v1.Control.Check:input_type -> rpmemfs.control.v1.CheckRequest
-	31, // 23: rpmemfs.control.v1.Control.Export:input_type -> rpmemfs.control.v1.ExportRequest
-	3,  // 24: rpmemfs.control.v1.Control.Status:output_type -> rpmemfs.control.v1.StatusResponse
-	6,  // 25: rpmemfs.control.v1.Control.Stat:output_type -> rpmemfs.control.v1.StatResponse
-	8,  // 26: rpmemfs.control.v1.Control.List:output_type -> rpmemfs.control.v1.ListResponse
-	10, // 27: rpmemfs.control.v1.Control.Commit:output_type -> rpmemfs.control.v1.CommitResponse
-	12, // 28: rpmemfs.control.v1.Control.CommitAll:output_type -> rpmemfs.control.v1.CommitAllResponse
-	15, // 29: rpmemfs.control.v1.Control.SaveCheckpoint:output_type -> rpmemfs.control.v1.SaveCheckpointResponse
-	17, // 30: rpmemfs.control.v1.Control.Checkpoints:output_type -> rpmemfs.control.v1.CheckpointsResponse
-	19, // 31: rpmemfs.control.v1.Control.DropCheckpoint:output_type -> rpmemfs.control.v1.DropCheckpointResponse
-	21, // 32: rpmemfs.control.v1.Control.Rollback:output_type -> rpmemfs.control.v1.RollbackResponse
-	23, // 33: rpmemfs.control.v1.Control.Restore:output_type -> rpmemfs.control.v1.RestoreResponse
-	25, // 34: rpmemfs.control.v1.Control.Clone:output_type -> rpmemfs.control.v1.CloneResponse
-	27, // 35: rpmemfs.control.v1.Control.Check:output_type -> rpmemfs.control.v1.CheckResponse
-	32, // 36: rpmemfs.control.v1.Control.Export:output_type -> rpmemfs.control.v1.ExportResponse
-	24, // [24:37] is the sub-list for method output_type
-	11, // [11:24] is the sub-list for method input_type
+	11, // 15: rpmemfs.control.v1.Control.OpenFiles:input_type -> rpmemfs.control.v1.OpenFilesRequest
+	13, // 16: rpmemfs.control.v1.Control.CommitAll:input_type -> rpmemfs.control.v1.CommitAllRequest
+	16, // 17: rpmemfs.control.v1.Control.SaveCheckpoint:input_type -> rpmemfs.control.v1.SaveCheckpointRequest
+	18, // 18: rpmemfs.control.v1.Control.Checkpoints:input_type -> rpmemfs.control.v1.CheckpointsRequest
+	20, // 19: rpmemfs.control.v1.Control.DropCheckpoint:input_type -> rpmemfs.control.v1.DropCheckpointRequest
+	22, // 20: rpmemfs.control.v1.Control.Rollback:input_type -> rpmemfs.control.v1.RollbackRequest
+	24, // 21: rpmemfs.control.v1.Control.Restore:input_type -> rpmemfs.control.v1.RestoreRequest
+	26, // 22: rpmemfs.control.v1.Control.Clone:input_type -> rpmemfs.control.v1.CloneRequest
+	28, // 23: rpmemfs.control.v1.Control.Check:input_type -> rpmemfs.control.v1.CheckRequest
+	33, // 24: rpmemfs.control.v1.Control.Export:input_type -> rpmemfs.control.v1.ExportRequest
+	3,  // 25: rpmemfs.control.v1.Control.Status:output_type -> rpmemfs.control.v1.StatusResponse
+	6,  // 26: rpmemfs.control.v1.Control.Stat:output_type -> rpmemfs.control.v1.StatResponse
+	8,  // 27: rpmemfs.control.v1.Control.List:output_type -> rpmemfs.control.v1.ListResponse
+	10, // 28: rpmemfs.control.v1.Control.Commit:output_type -> rpmemfs.control.v1.CommitResponse
+	12, // 29: rpmemfs.control.v1.Control.OpenFiles:output_type -> rpmemfs.control.v1.OpenFilesResponse
+	14, // 30: rpmemfs.control.v1.Control.CommitAll:output_type -> rpmemfs.control.v1.CommitAllResponse
+	17, // 31: rpmemfs.control.v1.Control.SaveCheckpoint:output_type -> rpmemfs.control.v1.SaveCheckpointResponse
+	19, // 32: rpmemfs.control.v1.Control.Checkpoints:output_type -> rpmemfs.control.v1.CheckpointsResponse
+	21, // 33: rpmemfs.control.v1.Control.DropCheckpoint:output_type -> rpmemfs.control.v1.DropCheckpointResponse
+	23, // 34: rpmemfs.control.v1.Control.Rollback:output_type -> rpmemfs.control.v1.RollbackResponse
+	25, // 35: rpmemfs.control.v1.Control.Restore:output_type -> rpmemfs.control.v1.RestoreResponse
+	27, // 36: rpmemfs.control.v1.Control.Clone:output_type -> rpmemfs.control.v1.CloneResponse
+	29, // 37: rpmemfs.control.v1.Control.Check:output_type -> rpmemfs.control.v1.CheckResponse
+	34, // 38: rpmemfs.control.v1.Control.Export:output_type -> rpmemfs.control.v1.ExportResponse
+	25, // [25:39] is the sub-list for method output_type
+	11, // [11:25] is the sub-list for method input_type
 	11, // [11:11] is the sub-list for extension type_name
 	11, // [11:11] is the sub-list for extension extendee
 	0,  // [0:11] is the sub-list for field type_name
@@ -2526,12 +2632,12 @@ func file_control_proto_init() {
 	if File_control_proto != nil {
 		return
 	}
-	file_control_proto_msgTypes[26].OneofWrappers = []any{
+	file_control_proto_msgTypes[28].OneofWrappers = []any{
 		(*CheckResponse_Progress)(nil),
 		(*CheckResponse_Problem)(nil),
 		(*CheckResponse_Summary)(nil),
 	}
-	file_control_proto_msgTypes[31].OneofWrappers = []any{
+	file_control_proto_msgTypes[33].OneofWrappers = []any{
 		(*ExportResponse_Header)(nil),
 		(*ExportResponse_Data)(nil),
 		(*ExportResponse_End)(nil),
@@ -2542,7 +2648,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

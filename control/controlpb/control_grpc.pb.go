@@ -31,6 +31,7 @@ const (
 	Control_Stat_FullMethodName           = "/rpmemfs.control.v1.Control/Stat"
 	Control_List_FullMethodName           = "/rpmemfs.control.v1.Control/List"
 	Control_Commit_FullMethodName         = "/rpmemfs.control.v1.Control/Commit"
+	Control_OpenFiles_FullMethodName      = "/rpmemfs.control.v1.Control/OpenFiles"
 	Control_CommitAll_FullMethodName      = "/rpmemfs.control.v1.Control/CommitAll"
 	Control_SaveCheckpoint_FullMethodName = "/rpmemfs.control.v1.Control/SaveCheckpoint"
 	Control_Checkpoints_FullMethodName    = "/rpmemfs.control.v1.Control/Checkpoints"
@@ -54,7 +55,11 @@ type ControlClient interface {
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListResponse], error)
 	// Commit makes the open epoch of a file durable.
 	Commit(ctx context.Context, in *CommitRequest, opts ...grpc.CallOption) (*CommitResponse, error)
-	// CommitAll commits every file that has an open epoch.
+	// OpenFiles streams the files that programs have open, by path. Only those can
+	// have stores that the kernel has not sent yet.
+	OpenFiles(ctx context.Context, in *OpenFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OpenFilesResponse], error)
+	// CommitAll commits every file that has an open epoch. It cannot take what the
+	// kernel has not sent: fsync the open files first.
 	CommitAll(ctx context.Context, in *CommitAllRequest, opts ...grpc.CallOption) (*CommitAllResponse, error)
 	// SaveCheckpoint commits the open epoch of a file and keeps it under a name.
 	SaveCheckpoint(ctx context.Context, in *SaveCheckpointRequest, opts ...grpc.CallOption) (*SaveCheckpointResponse, error)
@@ -134,6 +139,25 @@ func (c *controlClient) Commit(ctx context.Context, in *CommitRequest, opts ...g
 	return out, nil
 }
 
+func (c *controlClient) OpenFiles(ctx context.Context, in *OpenFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[OpenFilesResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Control_ServiceDesc.Streams[1], Control_OpenFiles_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[OpenFilesRequest, OpenFilesResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Control_OpenFilesClient = grpc.ServerStreamingClient[OpenFilesResponse]
+
 func (c *controlClient) CommitAll(ctx context.Context, in *CommitAllRequest, opts ...grpc.CallOption) (*CommitAllResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CommitAllResponse)
@@ -206,7 +230,7 @@ func (c *controlClient) Clone(ctx context.Context, in *CloneRequest, opts ...grp
 
 func (c *controlClient) Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Control_ServiceDesc.Streams[1], Control_Check_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Control_ServiceDesc.Streams[2], Control_Check_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +249,7 @@ type Control_CheckClient = grpc.ServerStreamingClient[CheckResponse]
 
 func (c *controlClient) Export(ctx context.Context, in *ExportRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Control_ServiceDesc.Streams[2], Control_Export_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Control_ServiceDesc.Streams[3], Control_Export_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -254,7 +278,11 @@ type ControlServer interface {
 	List(*ListRequest, grpc.ServerStreamingServer[ListResponse]) error
 	// Commit makes the open epoch of a file durable.
 	Commit(context.Context, *CommitRequest) (*CommitResponse, error)
-	// CommitAll commits every file that has an open epoch.
+	// OpenFiles streams the files that programs have open, by path. Only those can
+	// have stores that the kernel has not sent yet.
+	OpenFiles(*OpenFilesRequest, grpc.ServerStreamingServer[OpenFilesResponse]) error
+	// CommitAll commits every file that has an open epoch. It cannot take what the
+	// kernel has not sent: fsync the open files first.
 	CommitAll(context.Context, *CommitAllRequest) (*CommitAllResponse, error)
 	// SaveCheckpoint commits the open epoch of a file and keeps it under a name.
 	SaveCheckpoint(context.Context, *SaveCheckpointRequest) (*SaveCheckpointResponse, error)
@@ -296,6 +324,9 @@ func (UnimplementedControlServer) List(*ListRequest, grpc.ServerStreamingServer[
 }
 func (UnimplementedControlServer) Commit(context.Context, *CommitRequest) (*CommitResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Commit not implemented")
+}
+func (UnimplementedControlServer) OpenFiles(*OpenFilesRequest, grpc.ServerStreamingServer[OpenFilesResponse]) error {
+	return status.Error(codes.Unimplemented, "method OpenFiles not implemented")
 }
 func (UnimplementedControlServer) CommitAll(context.Context, *CommitAllRequest) (*CommitAllResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CommitAll not implemented")
@@ -409,6 +440,17 @@ func _Control_Commit_Handler(srv interface{}, ctx context.Context, dec func(inte
 	}
 	return interceptor(ctx, in, info, handler)
 }
+
+func _Control_OpenFiles_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(OpenFilesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(ControlServer).OpenFiles(m, &grpc.GenericServerStream[OpenFilesRequest, OpenFilesResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Control_OpenFilesServer = grpc.ServerStreamingServer[OpenFilesResponse]
 
 func _Control_CommitAll_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CommitAllRequest)
@@ -610,6 +652,11 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "List",
 			Handler:       _Control_List_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "OpenFiles",
+			Handler:       _Control_OpenFiles_Handler,
 			ServerStreams: true,
 		},
 		{

@@ -57,9 +57,10 @@ type Server struct {
 const (
 	// maxWrite is the largest WRITE in bytes, and the largest READ.
 	maxWrite = 1 << 20
-	// maxBackground is the most the kernel accepts. With the default of 12 its
-	// write-back stalls, and sync_file_range(2) returns having done nothing.
-	maxBackground = 65535
+	// maxBackground is how many WRITEs of write-back the kernel sends before it
+	// waits for answers. Each takes a goroutine and a buffer of maxWrite: more of
+	// them cost memory and contention, and made msync slower (docs/rationale.md).
+	maxBackground = 16
 )
 
 // Mount mounts the volume on a directory, given by an absolute path without

@@ -1,7 +1,6 @@
 package rdmacache
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -251,22 +250,35 @@ func (c *Cache) drop(d *dirty) region.Slot {
 // the call may survive it.
 //
 // pages is how many pages of the open epoch were lost.
-func (c *Cache) Discard(ctx context.Context, invalidate func() error) (pages int, err error) {
+func (c *Cache) Discard(invalidate func() error) (pages int, err error) {
+	return c.discard(invalidate, true)
+}
+
+// DiscardMapped is Discard for stores through mappings only. What write(2),
+// truncate and fallocate did stays in the open epoch.
+func (c *Cache) DiscardMapped(invalidate func() error) (pages int, err error) {
+	return c.discard(invalidate, false)
+}
+
+func (c *Cache) discard(invalidate func() error, all bool) (pages int, err error) {
 	c.gate.Lock()
 	c.mu.Lock()
-	slots := make([]region.Slot, 0, len(c.written)+len(c.mapped))
-	for _, l := range []layer{c.written, c.mapped} {
-		for _, d := range l {
+	var slots []region.Slot
+	for _, d := range c.mapped {
+		slots = append(slots, c.drop(d))
+	}
+	c.mapped = layer{}
+	if all {
+		for _, d := range c.written {
 			slots = append(slots, c.drop(d))
 		}
+		c.written = layer{}
+		c.reset()
 	}
-	pages = len(slots)
-	c.written, c.mapped = layer{}, layer{}
-	c.reset()
 	c.doomed = nil
 	c.discarding = true
 	before := c.stats.Discarded
-	c.stats.Discarded += uint64(pages)
+	c.stats.Discarded += uint64(len(slots))
 	c.mu.Unlock()
 	c.gate.Unlock()
 	c.image.Release(slots...)

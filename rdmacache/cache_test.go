@@ -188,7 +188,12 @@ func TestModel(t *testing.T) {
 				_, err = mgr.Commit(ctx, epoch.Written)
 				committed = resize(written, len(written))
 			case k < 19:
-				_, err = c.Discard(ctx, func() error { return nil })
+				if rng.IntN(2) == 0 {
+					_, err = c.DiscardMapped(func() error { return nil })
+					newest = resize(written, len(written))
+					break
+				}
+				_, err = c.Discard(func() error { return nil })
 				written, newest = resize(committed, len(committed)), resize(committed, len(committed))
 			case k < 20:
 				c, mgr = m.open(t)
@@ -355,7 +360,7 @@ func TestConcurrent(t *testing.T) {
 	run(3, func(rng *rand.Rand) error {
 		_, err := mgr.Commit(ctx, epoch.Scope(rng.IntN(2)))
 		if err == nil && rng.IntN(20) == 0 {
-			_, err = c.Discard(ctx, func() error { return nil })
+			_, err = c.Discard(func() error { return nil })
 		}
 		if err == nil && c.Image().Due() {
 			err = c.Image().Maintain(ctx)

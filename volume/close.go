@@ -94,7 +94,7 @@ func (v *Volume) onClose(n namespace.Inode) namespace.OnClose {
 // discard throws the open epoch away and makes the kernel forget its copy.
 func (v *Volume) discard(ctx context.Context, f *file) (pages int, err error) {
 	kernel := v.invalidator()
-	pages, err = f.cache.Discard(context.WithoutCancel(ctx), func() error { return kernel.Content(f.ino) })
+	pages, err = f.cache.Discard(func() error { return kernel.Content(f.ino) })
 	if err != nil {
 		return pages, err
 	}

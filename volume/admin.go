@@ -152,13 +152,15 @@ func (v *Volume) Checkpoint(ctx context.Context, ino namespace.Ino, name string)
 		return region.Checkpoint{}, err
 	}
 	defer v.release(f)
+	f.treesMu.Lock()
+	defer f.treesMu.Unlock()
 	if _, err := v.commit(ctx, f, epoch.All); err != nil {
 		return region.Checkpoint{}, err
 	}
 	return v.saveCheckpoint(ctx, f, name)
 }
 
-// saveCheckpoint keeps the committed epoch under a name.
+// saveCheckpoint keeps the committed epoch under a name. treesMu is held.
 func (v *Volume) saveCheckpoint(ctx context.Context, f *file, name string) (region.Checkpoint, error) {
 	ctx = context.WithoutCancel(ctx)
 	cp, err := f.image.Freeze(ctx, name, v.now().UnixNano())
@@ -186,6 +188,8 @@ func (v *Volume) DropCheckpoint(ctx context.Context, ino namespace.Ino, name str
 		return err
 	}
 	defer v.release(f)
+	f.treesMu.Lock()
+	defer f.treesMu.Unlock()
 	if err := v.cfg.Pool.DropCheckpoint(ctx, region.ID(ino), name); err != nil {
 		return err
 	}
@@ -230,6 +234,8 @@ func (v *Volume) Restore(ctx context.Context, ino namespace.Ino, name string, fo
 		return 0, err
 	}
 	defer v.release(f)
+	f.treesMu.Lock()
+	defer f.treesMu.Unlock()
 	cp, err := v.findCheckpoint(ctx, ino, name)
 	if err != nil {
 		return 0, err
@@ -307,6 +313,8 @@ func (v *Volume) Clone(ctx context.Context, src namespace.Ino, checkpoint string
 		return namespace.Inode{}, err
 	}
 	defer v.release(f)
+	f.treesMu.Lock()
+	defer f.treesMu.Unlock()
 	if checkpoint == "" {
 		if _, err := v.commit(ctx, f, epoch.All); err != nil {
 			return namespace.Inode{}, err

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"fmt"
+	"sync"
 
 	"github.com/rpmemfs/rpmemfs/epoch"
 	"github.com/rpmemfs/rpmemfs/namespace"
@@ -21,6 +22,11 @@ type file struct {
 	cache   *rdmacache.Cache
 	manager *epoch.Manager
 	err     error // why loading failed; the file has left the table
+
+	// treesMu serialises what makes, uses and drops checkpoints: nobody may drop
+	// one that is being restored or cloned. It is locked before all others and
+	// held across everything.
+	treesMu sync.Mutex
 
 	// Guarded by Volume.mu.
 	refs     int           // handles and calls that use the file

@@ -159,6 +159,7 @@ func (v *Volume) orphan(ino namespace.Ino) {
 // reclaim frees the files without names that nobody uses any more, and reports
 // whether there were any.
 func (v *Volume) reclaim(ctx context.Context) bool {
+	ctx = context.WithoutCancel(ctx) // an orphan that is taken up is freed
 	freed := false
 	for v.reapNext(ctx, &freed) {
 	}

@@ -101,10 +101,10 @@ type Config struct {
 // A file is absent, loading, in use (refs > 0), idle, or leaving; one that is
 // leaving or settling (its last close is under way) makes new opens wait.
 //
-// Lock order: what packages epoch, rdmacache and region hold across I/O, then
-// familyMu, then mu, then their leaves. mu is never held across the pool, the Conn
-// or the kernel. familyMu is held across the pool and the Conn: that is what it is
-// for.
+// Lock order: a file's treesMu, then what packages epoch, rdmacache and region hold
+// across I/O, then familyMu, then mu, then their leaves. mu is never held across
+// the pool, the Conn or the kernel. familyMu is held across the pool and the Conn:
+// that is what it is for.
 type Volume struct {
 	cfg  Config
 	log  *slog.Logger

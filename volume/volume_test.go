@@ -31,6 +31,7 @@ type fixture struct {
 	cfg  volume.Config
 	pool *memnode.Pool
 	stop func()
+	wrap func(rdmacache.Conn) rdmacache.Conn // nil: none
 }
 
 func newFixture(t *testing.T, sizeBytes int64, cfg volume.Config) *fixture {
@@ -58,6 +59,9 @@ func (f *fixture) open() {
 	}
 	cfg := f.cfg
 	cfg.Pool, cfg.Conn = pool, inproc.Dial(pool)
+	if f.wrap != nil {
+		cfg.Conn = f.wrap(cfg.Conn)
+	}
 	f.pool, f.Volume = pool, volume.New(cfg)
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
@@ -176,6 +180,12 @@ func (f *fixture) until(what string, done func() bool) {
 			f.Fatalf("not within %v: %s", patience, what)
 		}
 	}
+}
+
+// timeAfterTestLimit is when a test that should take seconds hangs.
+func timeAfterTestLimit(t *testing.T) <-chan time.Time {
+	t.Helper()
+	return time.After(5 * patience)
 }
 
 // kernel is an Invalidator that notes what it is told and may block.

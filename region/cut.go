@@ -307,9 +307,9 @@ func (im *Image) logFilling() bool {
 	return im.log.both || im.log.off > int(im.log.runs[im.log.active].N)*PageSize/2
 }
 
-// Maintain cuts the log if half of a run is used, sweeps if that is due, and
-// gives extents back that the region does not need. It is called in the
-// background, and whenever Due.
+// Maintain cuts the log if half of a run is used, sweeps if that is due, gives
+// extents back that the region does not need, and marks the last epoch. It is
+// called in the background some time after a commit, and soon whenever Due.
 func (im *Image) Maintain(ctx context.Context) error {
 	im.cutMu.Lock()
 	defer im.cutMu.Unlock()
@@ -333,7 +333,10 @@ func (im *Image) Maintain(ctx context.Context) error {
 			return err
 		}
 	}
-	return im.trim(ctx)
+	if err := im.trim(ctx); err != nil {
+		return err
+	}
+	return im.Mark(ctx)
 }
 
 // trim returns extents without a used slot if more than half of the region's

@@ -66,7 +66,8 @@ func TestOneCommitOneEpoch(t *testing.T) {
 	}
 }
 
-// What a mount writes at the last close, by its option and the file's xattr.
+// What commits at the last close, by the mount's option and the file's xattr. Was
+// seen to fail with a close that commits stores of a mapping.
 func TestLastClose(t *testing.T) {
 	for _, c := range []struct {
 		name, flag, xattr string
@@ -140,7 +141,8 @@ func TestTwoProcesses(t *testing.T) {
 }
 
 // rollback under running programs: their mappings show the last committed epoch
-// again, and go on working.
+// again, and go on working. Was seen to fail without the invalidation of the
+// kernel's cache.
 func TestRollbackUnderProgram(t *testing.T) {
 	t.Parallel()
 	m := newMount(t, fastDir(t), "--overlay", "1MiB")

@@ -23,8 +23,9 @@ func (v victim) String() string { return [...]string{"daemon", "program", "both"
 // is mounted again is one epoch, whole: the last acknowledged one or the one in
 // flight. A program's death alone rolls its open epoch back.
 //
-// Fails if a commit returns before the flush, if recovery takes a record whose
-// pages did not arrive, and if the last close commits stores of a mapping.
+// Was seen to fail with an fsync that is acknowledged but does not commit, with a
+// record that lacks its last page, and with a last close that commits stores of a
+// mapping.
 func TestKill(t *testing.T) {
 	for _, place := range []struct {
 		name  string

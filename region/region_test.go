@@ -433,3 +433,18 @@ func TestOlderGenerationIsRefused(t *testing.T) {
 		t.Fatalf("recovered epoch %d, want 2: %v", im.State().Epoch, err)
 	}
 }
+
+// A new region's log may come to lie where a program had stored what looks like
+// its records. Fails if Format does not clear it.
+func TestFormatClearsTheLog(t *testing.T) {
+	m := newMemory(100)
+	for s := range 100 {
+		copy(m.bytes[s*region.PageSize:], region.ForgedRecord(7, 1))
+	}
+	if _, err := m.open(t, 1).Alloc(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if got := m.open(t, 2).State(); got != (region.State{}) {
+		t.Errorf("a new region holds %+v", got)
+	}
+}

@@ -20,10 +20,9 @@ var seed = flag.Uint64("seed", 1, "seed of the random tests")
 
 // memory is a device and a space over a slice: what is written is there.
 type memory struct {
-	bytes   []byte
-	next    region.Slot
-	loc     region.Location
-	granted []region.Run
+	bytes []byte
+	next  region.Slot
+	loc   region.Location
 }
 
 func newMemory(slots int) *memory {
@@ -63,7 +62,7 @@ func (m *memory) Return(_ context.Context, _ region.ID, runs []region.Run) error
 	return nil
 }
 
-// writer opens the region as the next writer would.
+// open opens the region as the next writer would.
 func (m *memory) open(t testing.TB, gen uint64) *region.Image {
 	t.Helper()
 	im, err := region.Open(t.Context(), region.Config{Device: m, Space: m, Generation: gen, Location: m.loc, NodeBytes: 20 * region.PageSize})

@@ -41,17 +41,20 @@ func (c *Cache) WriteAt(ctx context.Context, p []byte, off int64, src Source) (n
 			return taken, nil
 		}
 		c.mu.Unlock()
-		if err := c.writeLocked(ctx, p, off, src, &n); err != nil {
+		err := c.writeLocked(ctx, p, off, src, &n)
+		if err == nil && c.touch(0) {
+			err = c.spill(ctx)
+		}
+		if err != nil {
 			c.doom(err)
 			return n, err
 		}
-		c.touch(0)
 		return taken, nil
 	}
 	c.mu.Unlock()
 	err = c.writeLocked(ctx, p, off, src, &n)
-	if n > 0 {
-		c.touch(off + int64(n))
+	if n > 0 && c.touch(off+int64(n)) && err == nil {
+		err = c.spill(ctx)
 	}
 	return n, err
 }
@@ -59,14 +62,16 @@ func (c *Cache) WriteAt(ctx context.Context, p []byte, off int64, src Source) (n
 // ErrTooLarge reports a size past region.MaxSize.
 var ErrTooLarge = errors.New("rdmacache: larger than a file can be")
 
-// touch notes that content changed up to end.
-func (c *Cache) touch(end int64) {
+// touch notes that content changed up to end. It says whether too many frames are
+// held.
+func (c *Cache) touch(end int64) (full bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.mtime = c.now().UnixNano()
 	if end > c.size {
 		c.size, c.shape = end, true
 	}
+	return c.frames > c.limit
 }
 
 // writeLocked writes p under the stripes of its range. gate is held shared, or
@@ -91,7 +96,7 @@ func (c *Cache) writeLocked(ctx context.Context, p []byte, off int64, src Source
 		}
 		*n += len(rest)
 	}
-	return c.spill(ctx)
+	return nil
 }
 
 func (c *Cache) lockStripes(off, n int64) (unlock func()) {

@@ -174,10 +174,17 @@ func (im *Image) Next(ctx context.Context, page uint64) (uint64, error) {
 // A crash frees them again. ErrNoSpace if the pool has too few; then none is
 // taken.
 func (im *Image) Alloc(ctx context.Context, n uint64) ([]Run, error) {
-	if err := im.provide(ctx, n); err != nil {
-		return nil, err
+	if n == 0 {
+		return nil, nil
 	}
 	im.mu.Lock()
+	if im.slots.free < n {
+		im.mu.Unlock()
+		if err := im.provide(ctx, n); err != nil {
+			return nil, err
+		}
+		im.mu.Lock()
+	}
 	defer im.mu.Unlock()
 	return im.allocLocked(n)
 }
@@ -197,6 +204,9 @@ func (im *Image) allocLocked(n uint64) ([]Run, error) {
 
 // Release gives back slots of pages that will not be committed.
 func (im *Image) Release(slots ...Slot) {
+	if len(slots) == 0 {
+		return
+	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	for _, s := range slots {

@@ -67,3 +67,18 @@ print(a.min(), a.max(), a.sum() == 7 * 512 * 512)
 		t.Errorf("after the daemon's death: got %s, want %s", got, want)
 	}
 }
+
+// The example counts its starts, also over a death of the daemon.
+func TestPythonExample(t *testing.T) {
+	t.Parallel()
+	need(t, python)
+	m := newMount(t, fastDir(t))
+	for i, want := range []string{"the first start", "start 2;", "start 3;"} {
+		out := m.run(python, "../examples/python/counter.py", m.path("count"))
+		if !strings.HasPrefix(out, want) {
+			t.Errorf("start %d: got %q, want %s...", i+1, out, want)
+		}
+		m.kill()
+		m.start()
+	}
+}

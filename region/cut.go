@@ -200,10 +200,7 @@ func (im *Image) freeze() (nodes []*node, freed []Slot, err error) {
 	if n == 0 {
 		return nil, freed, nil
 	}
-	runs, err := im.allocLocked(n)
-	if err != nil {
-		return nil, nil, err
-	}
+	runs := im.allocLocked(n)
 	take := func() Slot {
 		s := runs[0].Start
 		im.slots.commit(s)

@@ -27,8 +27,8 @@ type Config struct {
 // An Image is the writer's view of a region: the committed epoch's page table,
 // the log, and the free slots. It is safe for concurrent use.
 //
-// Lock order: cutMu, then commitMu, then mu. mu is never held across the Device
-// or the Space. cutMu and commitMu are: that is what they are for.
+// Lock order: cutMu, then commitMu, then grantMu, then mu. mu is never held across
+// the Device or the Space. The others are: that is what they are for.
 type Image struct {
 	dev    Device
 	space  Space
@@ -39,6 +39,7 @@ type Image struct {
 
 	cutMu    sync.Mutex // serialises cuts, sweeps and whatever replaces the table
 	commitMu sync.Mutex // serialises appends to the log
+	grantMu  sync.Mutex // serialises grants
 
 	mu          sync.Mutex // guards the fields below
 	epoch       epoch.ID
@@ -178,28 +179,26 @@ func (im *Image) Alloc(ctx context.Context, n uint64) ([]Run, error) {
 		return nil, nil
 	}
 	im.mu.Lock()
-	if im.slots.free < n {
+	defer im.mu.Unlock()
+	for im.slots.free < n { // others may take what was provided
 		im.mu.Unlock()
-		if err := im.provide(ctx, n); err != nil {
+		err := im.provide(ctx, n)
+		im.mu.Lock()
+		if err != nil {
 			return nil, err
 		}
-		im.mu.Lock()
 	}
-	defer im.mu.Unlock()
-	return im.allocLocked(n)
+	return im.allocLocked(n), nil
 }
 
-func (im *Image) allocLocked(n uint64) ([]Run, error) {
-	if im.slots.free < n {
-		return nil, fmt.Errorf("region %d: %w", im.id, ErrNoSpace) // another took them since provide
-	}
-	var runs []Run
+// allocLocked takes n slots. mu is held, and n are free.
+func (im *Image) allocLocked(n uint64) (runs []Run) {
 	for n > 0 {
 		r := im.slots.alloc(n)
 		runs = append(runs, r)
 		n -= r.N
 	}
-	return runs, nil
+	return runs
 }
 
 // Release gives back slots of pages that will not be committed.
@@ -254,7 +253,12 @@ const (
 	maxGrant = 16 << 10
 )
 
+// grant asks the pool for what is missing to n free slots.
 func (im *Image) grant(ctx context.Context, n uint64) error {
+	// One at a time: of two first grants only one holds the superblocks, and the
+	// region must hear of that one first.
+	im.grantMu.Lock()
+	defer im.grantMu.Unlock()
 	im.mu.Lock()
 	var need uint64
 	if im.slots.free < n {
@@ -294,15 +298,14 @@ func (im *Image) adopt(sb superblock, at Slot) {
 	}
 }
 
-// Adopt takes over extents of a removed relative. What of them is free, the next
-// sweep finds out.
+// Adopt takes over extents of a removed relative; the region's own may be among
+// them. What of them is free, the next sweep finds out. No extent may be among
+// them that the region has returned meanwhile.
 func (im *Image) Adopt(extents []Run) {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	for _, r := range extents {
-		if x, _ := im.slots.find(r.Start); x == nil {
-			im.slots.add(r, false)
-		}
+		im.slots.add(r, false)
 	}
 	im.sweepDue = im.super != 0
 }

@@ -34,21 +34,39 @@ func newExtent(r Run) *extent {
 	return &extent{Run: r, used: make([]uint64, words), pending: make([]uint64, words), candidate: make([]uint64, words)}
 }
 
-// add takes a granted extent in, its slots all free or all used.
+// add takes granted slots in, all free or all used, but for those it has.
 func (m *slotMap) add(r Run, free bool) {
+	for r.N > 0 {
+		i, found := slices.BinarySearchFunc(m.extents, r.Start, func(x *extent, s Slot) int { return cmpSlot(x.Start, s) })
+		if !found && i > 0 && r.Start < m.extents[i-1].End() {
+			i, found = i-1, true
+		}
+		end := r.End()
+		switch {
+		case found:
+			end = min(end, m.extents[i].End())
+		case i < len(m.extents):
+			end = min(end, m.extents[i].Start)
+		}
+		if !found {
+			m.insert(i, Run{r.Start, uint64(end - r.Start)}, free)
+		}
+		r = Run{end, uint64(r.End() - end)}
+	}
+}
+
+// insert makes r extent number i.
+func (m *slotMap) insert(i int, r Run, free bool) {
 	x := newExtent(r)
 	m.granted += r.N
 	if free {
 		x.free = r.N
 		m.free += r.N
+		m.cursor = i
 	} else {
 		fill(x.used, r.N)
 	}
-	i, _ := slices.BinarySearchFunc(m.extents, r.Start, func(x *extent, s Slot) int { return cmpSlot(x.Start, s) })
 	m.extents = slices.Insert(m.extents, i, x)
-	if free {
-		m.cursor = i
-	}
 }
 
 func cmpSlot(a, b Slot) int {

@@ -65,8 +65,8 @@ func openMeta(path string, readOnly, noSync bool) (m *boltMeta, err error) {
 			return nil, err
 		}
 		st, err := f.Stat()
-		if err == nil {
-			err = checkMetaSize(f, st.Size())
+		if err == nil && st.Size() > 0 {
+			err = checkMetaFile(f, st.Size())
 		}
 		if err != nil {
 			return nil, errors.Join(err, f.Close())

@@ -99,6 +99,26 @@ func checkMetaSize(f io.ReaderAt, size int64) error {
 	return nil
 }
 
+// checkMetaFile refuses a file that bbolt must not be let near: over a damaged
+// page it may die, or spin for hours, when a transaction frees that page.
+func checkMetaFile(f io.ReaderAt, size int64) error {
+	if err := checkMetaSize(f, size); err != nil {
+		return err
+	}
+	if _, err := newestRoot(f); err != nil {
+		return nil // for bbolt to name
+	}
+	var problems []string
+	checkMetaPages(f, size, func(format string, args ...any) {
+		problems = append(problems, fmt.Sprintf(format, args...))
+	})
+	if len(problems) == 0 {
+		return nil
+	}
+	return &CorruptError{File: "meta.db", Name: "database",
+		What: fmt.Sprintf("%d problems, the first: %s", len(problems), problems[0])}
+}
+
 // A pageChecker walks all pages that a database reaches.
 type pageChecker struct {
 	f     io.ReaderAt

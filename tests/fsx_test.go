@@ -50,7 +50,7 @@ func TestFsxKill(t *testing.T) {
 	dir := fastDir(t)
 	m := newMount(t, dir, "--overlay", "1MiB")
 	model, file := filepath.Join(dir, "model"), m.path("file")
-	for i := range rounds(25) {
+	for i := range rounds(60) {
 		program := m.program(exe, "-k", "-s", strconv.FormatUint(seed+uint64(i), 10), "-n", "1000000", "-m", model, file)
 		syncs := 0
 		for range 1 + rng.IntN(40) {

@@ -37,7 +37,7 @@ func TestKill(t *testing.T) {
 			rng, _ := newRand(t)
 			m := newMount(t, place.dir(t))
 			s := stamper{m: m, rng: rng, acked: make(map[string]uint64)}
-			for i := range (rounds(75)*place.share + 99) / 100 {
+			for i := range (rounds(150)*place.share + 99) / 100 {
 				s.round(i)
 			}
 		})

@@ -66,7 +66,7 @@ func killStore(t *testing.T, m *mount, p storeProgram) {
 	t.Helper()
 	rng, _ := newRand(t)
 	var found uint64
-	for i := range rounds(12) {
+	for i := range rounds(25) {
 		who := victim(rng.IntN(3))
 		program := p.start(m)
 		acked := found

@@ -25,7 +25,7 @@ func TestSQLite(t *testing.T) {
 				CREATE INDEX item_txn ON item(txn);`)
 			m.run("sync") // the kernel's flusher may come at any time; it must not matter
 			var found int
-			for i := range rounds(12) {
+			for i := range rounds(25) {
 				who := victim(rng.IntN(3))
 				shell := m.program("sqlite3", "-bail", db)
 				shell.say(".timeout 5000")

@@ -189,16 +189,27 @@ func TestDamagedBits(t *testing.T) {
 			good := goodPool(t, m)
 			used := usedPages(good[file])
 			var v verdict
+			flip := func(at, bit int) {
+				bad := bytes.Clone(good[file])
+				bad[at] ^= 1 << bit
+				must(t, os.WriteFile(filepath.Join(m.pool, file), bad, 0o600))
+				m.inspect(t, &v, fmt.Sprintf("bit %d flips in %s at %d", bit, file, at))
+				restorePool(t, m.pool, good)
+			}
+			if file == "meta.db" { // type, count and length of each page
+				for _, page := range used[:min(len(used), 10)] {
+					for at := 8; at < 16; at += 2 {
+						flip(page*pageSize+at, 0)
+						flip(page*pageSize+at+1, 7)
+					}
+				}
+			}
 			for range rounds(40) {
 				at := used[rng.IntN(len(used))]*pageSize + rng.IntN(pageSize)
 				if rng.IntN(2) == 0 { // headers are at the front of a page
 					at -= at%pageSize - rng.IntN(64)
 				}
-				bad := bytes.Clone(good[file])
-				bad[at] ^= 1 << rng.IntN(8)
-				must(t, os.WriteFile(filepath.Join(m.pool, file), bad, 0o600))
-				m.inspect(t, &v, fmt.Sprintf("bit flip in %s at %d", file, at))
-				restorePool(t, m.pool, good)
+				flip(at, rng.IntN(8))
 			}
 			t.Logf("refused %d, errors %d, older epoch %d, intact %d", v.refused, v.errors, v.older, v.intact)
 			m.start() // the good pool again

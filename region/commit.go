@@ -118,24 +118,23 @@ func (im *Image) commitRecord(ctx context.Context, c Change) (epoch.ID, error) {
 		return 0, im.poison(fmt.Errorf("commit epoch %d: %w", r.epoch, err))
 	}
 	im.log.off += len(b)
-	freed, nodes, err := im.apply(ctx, &r)
-	if err != nil {
+	var replaced []Entry
+	if err := im.apply(ctx, &r, &replaced); err != nil {
 		return 0, im.poison(fmt.Errorf("commit epoch %d: %w", r.epoch, err))
 	}
 	// Only now: until the flush a crash would need the replaced pages.
-	im.releaseAll(freed)
-	im.dropped = append(im.dropped, nodes...)
+	im.retire(replaced)
 	return r.epoch, nil
 }
 
-// apply brings the table to r's epoch. It returns the page slots that the epoch
-// before needed and this one does not, and the nodes that left the table. mu is
-// held as in leaf.
-func (im *Image) apply(ctx context.Context, r *record) (pages []Slot, nodes []Entry, err error) {
+// apply brings the table to r's epoch. It adds to replaced the pages that the
+// epoch before needed and this one does not; nodes that leave the table are
+// dropped. mu is held as in leaf.
+func (im *Image) apply(ctx context.Context, r *record, replaced *[]Entry) error {
 	im.series = r.series
 	if r.cut < NoPage {
-		if pages, nodes, err = im.drop(ctx, r.cut); err != nil {
-			return nil, nil, err
+		if err := im.drop(ctx, r.cut, replaced); err != nil {
+			return err
 		}
 	}
 	for _, p := range r.pages {
@@ -144,7 +143,7 @@ func (im *Image) apply(ctx context.Context, r *record) (pages []Slot, nodes []En
 		}
 		leaf, err := im.leaf(ctx, p.Page)
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
 		if leaf == nil && p.Slot == 0 {
 			continue
@@ -154,21 +153,23 @@ func (im *Image) apply(ctx context.Context, r *record) (pages []Slot, nodes []En
 			e = Entry{Slot: p.Slot, CRC: p.CRC, Series: r.series}
 			im.slots.commit(p.Slot)
 		}
-		switch old := im.set(p.Page, e); {
-		case old.Slot == 0:
-		case old.Series != r.series:
-			im.unfreed++
-		case old.Slot != p.Slot:
-			pages = append(pages, old.Slot)
+		if old := im.set(p.Page, e); old.Slot != 0 && old.Slot != p.Slot {
+			*replaced = append(*replaced, old)
 		}
 	}
 	im.epoch, im.size, im.mtime = r.epoch, r.size, r.mtime
-	return pages, nodes, nil
+	return nil
 }
 
-func (im *Image) releaseAll(slots []Slot) {
-	for _, s := range slots {
-		im.slots.release(s)
+// retire frees slots that recovery no longer needs. Those of an older series may
+// be shared: a sweep frees them. mu is held.
+func (im *Image) retire(entries []Entry) {
+	for _, e := range entries {
+		if e.Series == im.series {
+			im.slots.release(e.Slot)
+		} else {
+			im.unfreed++
+		}
 	}
 }
 
@@ -181,8 +182,8 @@ func (im *Image) commitLarge(ctx context.Context, c Change) (epoch.ID, error) {
 	}
 	im.mu.Lock()
 	r := record{epoch: im.epoch + 1, size: c.Size, cut: c.Cut, mtime: c.Mtime, series: im.series, pages: c.Pages}
-	freed, nodes, err := im.apply(ctx, &r)
-	im.dropped = append(im.dropped, nodes...)
+	// Until the superblock is there, recovery needs the replaced pages too.
+	err := im.apply(ctx, &r, &im.dropped)
 	if err != nil {
 		err = im.poison(fmt.Errorf("commit epoch %d: %w", r.epoch, err))
 	}
@@ -195,9 +196,6 @@ func (im *Image) commitLarge(ctx context.Context, c Change) (epoch.ID, error) {
 		defer im.mu.Unlock()
 		return 0, im.poison(err) // the table is ahead of the medium
 	}
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	im.releaseAll(freed)
 	return r.epoch, nil
 }
 

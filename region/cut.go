@@ -24,15 +24,17 @@ const (
 //
 // ErrNoSpace leaves everything as it was; any other error poisons the region.
 func (im *Image) cut(ctx context.Context, mode cutMode) error {
-	if err := im.provideCut(ctx); err != nil {
-		return err
+	var nodes []*node
+	for frozen := false; !frozen; { // others may take what was provided
+		if err := im.provideCut(ctx); err != nil {
+			return err
+		}
+		im.mu.Lock()
+		if nodes, frozen = im.freeze(); !frozen {
+			im.mu.Unlock()
+		}
 	}
-	im.mu.Lock()
-	nodes, freed, err := im.freeze()
-	if err != nil {
-		im.mu.Unlock()
-		return err
-	}
+	gone := len(im.dropped) // with those that are dropped from here on, the next cut deals
 	root, height, stored := im.table.root, im.table.height, im.table.stored
 	if im.log.both {
 		mode = cutHold // both runs are needed until the superblock is there
@@ -51,7 +53,7 @@ func (im *Image) cut(ctx context.Context, mode cutMode) error {
 		im.mu.Unlock()
 	}
 
-	err = im.clearRuns(ctx, fresh)
+	err := im.clearRuns(ctx, fresh)
 	if err == nil {
 		err = im.writeNodes(ctx, nodes)
 	}
@@ -84,7 +86,8 @@ func (im *Image) cut(ctx context.Context, mode cutMode) error {
 	}
 	im.log = logState{runs: runs, off: off}
 	// Only now: until the superblock was flushed, recovery started from these.
-	im.releaseAll(freed)
+	im.retire(im.dropped[:gone])
+	im.dropped = append([]Entry(nil), im.dropped[gone:]...)
 	for _, r := range old {
 		for s := r.Start; s < r.End(); s++ {
 			im.slots.release(s)
@@ -177,10 +180,11 @@ func (im *Image) dirtyNodes() (count uint64) {
 	return count
 }
 
-// freeze gives every dirty node its new slot and returns them, children first.
-// From here on commits copy these nodes instead of changing them. freed are the
-// slots that nothing needs once the superblock is there. mu is held.
-func (im *Image) freeze() (nodes []*node, freed []Slot, err error) {
+// freeze gives every dirty node its new slot and returns them, children first. From
+// here on commits copy these nodes instead of changing them. It drops the nodes'
+// old slots, which recovery needs until the superblock is there. It does nothing
+// and returns false if there are too few free slots. mu is held.
+func (im *Image) freeze() (nodes []*node, ok bool) {
 	for _, r := range im.reserved {
 		for s := r.Start; s < r.End(); s++ {
 			im.slots.release(s)
@@ -189,16 +193,7 @@ func (im *Image) freeze() (nodes []*node, freed []Slot, err error) {
 	im.reserved = nil
 	n := im.dirtyNodes()
 	if n > im.slots.free {
-		return nil, nil, fmt.Errorf("region %d: cut the log: %w", im.id, ErrNoSpace)
-	}
-	for _, e := range im.dropped {
-		if e.Series == im.series {
-			freed = append(freed, e.Slot)
-		}
-	}
-	im.dropped = nil
-	if n == 0 {
-		return nil, freed, nil
+		return nil, false
 	}
 	runs := im.allocLocked(n)
 	take := func() Slot {
@@ -218,15 +213,17 @@ func (im *Image) freeze() (nodes []*node, freed []Slot, err error) {
 				}
 			}
 		}
-		if n.stored.Slot != 0 && n.stored.Series == im.series {
-			freed = append(freed, n.stored.Slot)
+		if n.stored.Slot != 0 {
+			im.dropped = append(im.dropped, n.stored)
 		}
 		n.stored = Entry{Slot: take(), Series: im.series}
 		n.dirty, n.frozen = false, true
 		nodes = append(nodes, n)
 	}
-	below(im.table.root)
-	return nodes, freed, nil
+	if n > 0 {
+		below(im.table.root)
+	}
+	return nodes, true
 }
 
 // writeNodes writes frozen nodes to their slots and flushes.
@@ -433,19 +430,24 @@ func (im *Image) Restore(ctx context.Context, cp Checkpoint, mtime int64) (epoch
 		defer im.mu.Unlock()
 		return 0, im.err
 	}
+	sb := superblock{
+		id: im.id, sequence: im.sequence + 1, generation: im.gen, epoch: im.epoch + 1,
+		size: cp.Size, mtime: mtime, tree: cp.Tree, series: im.series, pages: cp.Pages,
+		log: [2]Run{im.log.runs[1-im.log.active], im.log.runs[im.log.active]},
+	}
+	im.mu.Unlock()
+	err := im.writeSuperblock(ctx, &sb)
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if err != nil {
+		return 0, im.poison(fmt.Errorf("restore checkpoint %q: %w", cp.Name, err))
+	}
 	im.table = table{
 		height: cp.Tree.Height, pages: cp.Pages, limit: im.table.limit,
 		stored: Entry{Slot: cp.Tree.Root, CRC: cp.Tree.CRC},
 	}
-	im.epoch++
-	im.size, im.mtime = cp.Size, mtime
-	im.sweepDue = true
-	id := im.epoch
-	im.mu.Unlock()
-	if err := im.cut(ctx, cutHold); err != nil {
-		im.mu.Lock()
-		defer im.mu.Unlock()
-		return 0, im.poison(err)
-	}
-	return id, nil
+	im.epoch, im.size, im.mtime = sb.epoch, sb.size, sb.mtime
+	im.sequence, im.marked, im.log = sb.sequence, sb.epoch, logState{runs: sb.log}
+	im.dropped, im.sweepDue = nil, true // a sweep finds what only the old table reached
+	return sb.epoch, nil
 }

@@ -53,7 +53,7 @@ type Image struct {
 	log         logState
 	checkpoints []Checkpoint
 	marked      epoch.ID // last epoch a mark or superblock calls durable
-	dropped     []Entry  // nodes that only the superblock's table still reaches
+	dropped     []Entry  // slots that left the table, but recovery needs until the next superblock
 	reserved    []Run    // allocated for the nodes of the next cut
 	sweepDue    bool
 	unfreed     uint64 // slots of older series replaced since the last sweep

@@ -55,12 +55,11 @@ func (im *Image) recover(ctx context.Context) error {
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	for i := range scan.records[:kept] {
-		freed, nodes, err := im.apply(ctx, &scan.records[i].record)
-		if err != nil {
+		var replaced []Entry
+		if err := im.apply(ctx, &scan.records[i].record, &replaced); err != nil {
 			return fmt.Errorf("replay epoch %d: %w", scan.records[i].epoch, err)
 		}
-		im.releaseAll(freed)
-		im.dropped = append(im.dropped, nodes...)
+		im.retire(replaced)
 	}
 	im.marked = max(im.marked, min(scan.durable, im.epoch))
 	return nil

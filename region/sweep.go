@@ -7,7 +7,7 @@ import (
 
 // sweep finds the slots that nothing reaches and frees them. Commits go on
 // meanwhile: what they free is free anyway, and what they use is pending, which
-// a sweep leaves alone. cutMu is held, so no node moves.
+// a sweep leaves alone. cutMu is held, so no node moves; commitMu is not.
 func (im *Image) sweep(ctx context.Context) error {
 	im.mu.Lock()
 	im.sweepDue, im.unfreed = false, 0
@@ -31,6 +31,10 @@ func (im *Image) sweep(ctx context.Context) error {
 	if err == nil && im.family != nil {
 		err = im.family(ctx, mark)
 	}
+	// Not in the middle of a commit: pages that it has replaced in the table and
+	// will free are reached from nowhere.
+	im.commitMu.Lock()
+	defer im.commitMu.Unlock()
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	if err != nil {
@@ -46,8 +50,9 @@ func (im *Image) sweep(ctx context.Context) error {
 }
 
 // Walk calls visit for every slot that the committed epoch or a checkpoint
-// reaches, some more than once. Pages that commits replace meanwhile may be
-// visited or not. A checkpoint that is added meanwhile is walked too.
+// reaches, or recovery would after a crash, some more than once. Pages that commits
+// replace meanwhile may be visited or not. A checkpoint that is added meanwhile is
+// walked too.
 func (im *Image) Walk(ctx context.Context, visit func(Slot)) error {
 	if err := im.walkLive(ctx, visit); err != nil {
 		return err
@@ -119,7 +124,7 @@ func (im *Image) walkLive(ctx context.Context, visit func(Slot)) error {
 		}
 	}
 	im.mu.Lock()
-	for _, e := range im.dropped { // recovery still begins with these
+	for _, e := range im.dropped {
 		nodes = append(nodes, e.Slot)
 	}
 	if im.table.root != nil {

@@ -185,16 +185,16 @@ func (im *Image) set(page uint64, e Entry) Entry {
 	return old
 }
 
-// drop unmaps all pages from page cut on. It returns the slots of their pages
-// that nothing reaches any more, and all their nodes: recovery needs those until
-// the next superblock. mu is held as in leaf; commitMu keeps others from changing
-// the table meanwhile.
-func (im *Image) drop(ctx context.Context, cut uint64) (pages []Slot, nodes []Entry, err error) {
+// drop unmaps all pages from page cut on. It adds their entries to replaced, and
+// all nodes that only mapped them to im.dropped: recovery needs those until the
+// next superblock. mu is held as in leaf; commitMu keeps others from changing the
+// table meanwhile.
+func (im *Image) drop(ctx context.Context, cut uint64, replaced *[]Entry) error {
 	t := &im.table
 	for at := cut; ; {
 		base, leaf, err := im.nextLeaf(ctx, at)
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
 		if leaf == nil {
 			break
@@ -202,33 +202,31 @@ func (im *Image) drop(ctx context.Context, cut uint64) (pages []Slot, nodes []En
 		for p := max(base, cut); p < base+fanout; p++ {
 			if e := leaf.entries[index(p, 0)]; e.Slot != 0 {
 				t.pages--
-				if e.Series == im.series {
-					pages = append(pages, e.Slot)
-				}
+				*replaced = append(*replaced, e)
 			}
 		}
 		at = base + fanout
 	}
 	if t.height == 0 || cut >= capacity(t.height) {
-		return pages, nodes, nil
+		return nil
 	}
 	if _, err := im.leaf(ctx, cut); err != nil { // the leaf that stays in part
-		return nil, nil, err
+		return err
 	}
 	if t.root != nil {
-		im.dropBelow(&t.root, t.height-1, 0, cut, &nodes)
+		im.dropBelow(&t.root, t.height-1, 0, cut)
 	}
 	if cut == 0 {
 		t.root, t.stored, t.height, t.leaves = nil, Entry{}, 0, 0
 	}
-	return pages, nodes, nil
+	return nil
 }
 
 // dropBelow clears the subtree at place, whose first page is base, from cut on.
 // Every inner node below was loaded by nextLeaf.
-func (im *Image) dropBelow(place **node, level uint32, base, cut uint64, nodes *[]Entry) {
+func (im *Image) dropBelow(place **node, level uint32, base, cut uint64) {
 	if base >= cut && (*place).stored.Slot != 0 {
-		*nodes = append(*nodes, (*place).stored)
+		im.dropped = append(im.dropped, (*place).stored)
 	}
 	n := own(place)
 	for i := range fanout {
@@ -239,7 +237,7 @@ func (im *Image) dropBelow(place **node, level uint32, base, cut uint64, nodes *
 		case level == 0:
 			n.entries[i] = Entry{}
 		case n.kids[i] != nil:
-			im.dropBelow(&n.kids[i], level-1, first, cut, nodes)
+			im.dropBelow(&n.kids[i], level-1, first, cut)
 			if first >= cut {
 				n.kids[i], n.entries[i] = nil, Entry{}
 				if level == 1 {
@@ -247,7 +245,7 @@ func (im *Image) dropBelow(place **node, level uint32, base, cut uint64, nodes *
 				}
 			}
 		case first >= cut && n.entries[i].Slot != 0:
-			*nodes = append(*nodes, n.entries[i])
+			im.dropped = append(im.dropped, n.entries[i])
 			n.entries[i] = Entry{}
 		}
 	}

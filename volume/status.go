@@ -136,14 +136,6 @@ func (r *CheckReport) add(ino namespace.Ino, text string) {
 	}
 }
 
-// A Checker is what a pool that can check its own directory has beside Pool.
-type Checker interface {
-	// Check calls problem for every inconsistency of the directory and of the
-	// extents; ino is 0 where no file is to blame. It returns an error only if
-	// it could not go on.
-	Check(ctx context.Context, problem func(ino namespace.Ino, text string)) error
-}
-
 // Check reads everything a file reaches, or with ino 0 everything in the pool, and
 // reports every inconsistency. Commits of a file wait while it is read. progress
 // may be nil; it gets pages done and, as far as known, in total. An error means
@@ -152,14 +144,12 @@ func (v *Volume) Check(ctx context.Context, ino namespace.Ino, progress func(don
 	var r CheckReport
 	files := []namespace.Ino{ino}
 	if ino == 0 {
-		var err error
-		if files, err = v.regularFiles(ctx); err != nil {
-			return r, err
+		if err := v.cfg.Pool.Check(ctx, func(text string) { r.add(0, text) }); err != nil {
+			return r, fmt.Errorf("check directory: %w", err)
 		}
-		if c, ok := v.cfg.Pool.(Checker); ok {
-			if err := c.Check(ctx, r.add); err != nil {
-				return r, fmt.Errorf("check directory: %w", err)
-			}
+		files = v.regularFiles(ctx, r.add)
+		if err := ctx.Err(); err != nil {
+			return r, err
 		}
 	}
 	var done, total uint64
@@ -197,8 +187,8 @@ func (v *Volume) Check(ctx context.Context, ino namespace.Ino, progress func(don
 	return r, nil
 }
 
-// regularFiles walks the directory tree.
-func (v *Volume) regularFiles(ctx context.Context) ([]namespace.Ino, error) {
+// regularFiles walks the directory tree. What cannot be listed is a problem.
+func (v *Volume) regularFiles(ctx context.Context, problem func(namespace.Ino, string)) []namespace.Ino {
 	var files []namespace.Ino
 	seen := make(map[namespace.Ino]bool)
 	dirs := []namespace.Ino{namespace.Root}
@@ -207,7 +197,8 @@ func (v *Volume) regularFiles(ctx context.Context) ([]namespace.Ino, error) {
 		dirs = dirs[:len(dirs)-1]
 		entries, err := v.cfg.Pool.ReadDir(ctx, dir)
 		if err != nil {
-			return nil, fmt.Errorf("directory %d: %w", dir, err)
+			problem(dir, fmt.Sprintf("list directory: %v", err))
+			continue
 		}
 		for _, e := range entries {
 			if seen[e.Ino] {
@@ -222,5 +213,5 @@ func (v *Volume) regularFiles(ctx context.Context) ([]namespace.Ino, error) {
 			}
 		}
 	}
-	return files, nil
+	return files
 }

@@ -58,6 +58,9 @@ type Pool interface {
 	// Clone adds a file of n's attributes whose region starts as seed, which
 	// gets its ID here, in src's family.
 	Clone(ctx context.Context, src region.ID, parent namespace.Ino, name string, n namespace.Inode, seed region.Seed) (namespace.Inode, error)
+	// Check reports every inconsistency of the directory and of the extents. It
+	// returns an error only if it could not go on.
+	Check(ctx context.Context, report func(problem string)) error
 }
 
 // An Invalidator makes the kernel forget what it caches of a mount. Its methods

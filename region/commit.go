@@ -177,7 +177,7 @@ func (im *Image) retire(entries []Entry) {
 // table as of the epoch, then the superblock. It costs two flushes more than a
 // record does. cutMu and commitMu are held.
 func (im *Image) commitLarge(ctx context.Context, c Change) (epoch.ID, error) {
-	if err := im.reserveNodes(ctx, c.Pages); err != nil {
+	if err := im.reserveNodes(ctx, c); err != nil {
 		return 0, err
 	}
 	im.mu.Lock()
@@ -199,12 +199,15 @@ func (im *Image) commitLarge(ctx context.Context, c Change) (epoch.ID, error) {
 	return r.epoch, nil
 }
 
-// reserveNodes takes slots for all nodes that a cut after a change of pages may
-// write. The cut gives back what it does not need.
-func (im *Image) reserveNodes(ctx context.Context, pages []PageChange) error {
+// reserveNodes takes slots for all nodes that a cut after c may write. The cut
+// gives back what it does not need.
+func (im *Image) reserveNodes(ctx context.Context, c Change) error {
 	leaves := make(map[uint64]struct{})
-	for _, p := range pages {
+	for _, p := range c.Pages {
 		leaves[p.Page>>fanoutBits] = struct{}{}
+	}
+	if c.Cut < maxPages {
+		leaves[c.Cut>>fanoutBits] = struct{}{} // it stays in part
 	}
 	n := uint64(0)
 	for level := uint32(1); level <= maxHeight; level++ {

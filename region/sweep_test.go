@@ -2,11 +2,14 @@ package region_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"sort"
 	"testing"
 
+	"github.com/rpmemfs/rpmemfs/epoch"
 	"github.com/rpmemfs/rpmemfs/region"
 )
 
@@ -226,4 +229,58 @@ func (m *midCommit) Read(ctx context.Context, p []byte, off int64) error {
 		}
 	}
 	return m.shared.Read(ctx, p, off)
+}
+
+// What a truncation drops of a checkpoint that is gone comes back when the pool is
+// full.
+func TestDroppedSeriesComesBack(t *testing.T) {
+	m := newMemory(600)
+	im := m.open(t, 1)
+	rng := rand.New(rand.NewPCG(*seed, 0))
+	pages := map[uint64][]byte{}
+	for i := range uint64(300) {
+		pages[i] = page(rng)
+	}
+	put(t, m, im, 1<<21, region.NoPage, pages)
+	if _, err := im.Freeze(t.Context(), "c", 1); err != nil {
+		t.Fatal(err)
+	}
+	im.DropCheckpoint("c")
+	if err := im.Maintain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	put(t, m, im, 0, 0, nil)
+	put(t, m, im, 1<<21, region.NoPage, pages)
+	put(t, m, im, 0, 0, nil)
+	put(t, m, im, 1<<21, region.NoPage, pages)
+}
+
+// A large commit that also truncates needs more table nodes than its pages tell.
+// With too few slots it fails before anything is changed, or not at all.
+func TestLargeEpochInFullPool(t *testing.T) {
+	rng := rand.New(rand.NewPCG(*seed, 0))
+	old, pages := map[uint64][]byte{}, map[uint64][]byte{}
+	for i := range uint64(300) {
+		old[1<<38+i*256] = page(rng)
+	}
+	for i := range uint64(3000) {
+		pages[i] = page(rng)
+	}
+	try := func(slots int) error {
+		m := newMemory(slots)
+		im := m.open(t, 1)
+		put(t, m, im, 1<<30, region.NoPage, old)
+		if _, err := im.Freeze(t.Context(), "c", 1); err != nil { // no node is dirty
+			t.Fatal(err)
+		}
+		_, err := tryPut(t.Context(), m, im, 1<<30, 1<<38+200*256+1, pages)
+		return err
+	}
+	// The smallest pool in which it succeeds, and those that are a bit smaller.
+	enough := 3000 + sort.Search(3000, func(n int) bool { return try(3000+n) == nil })
+	for slots := enough - 20; slots < enough; slots++ {
+		if err := try(slots); !errors.Is(err, region.ErrNoSpace) || errors.Is(err, epoch.ErrPoisoned) {
+			t.Errorf("%d slots, %d fewer than needed: %v", slots, enough-slots, err)
+		}
+	}
 }

@@ -314,23 +314,17 @@ func (im *Image) Maintain(ctx context.Context) error {
 	if err != nil || !storage {
 		return err
 	}
+	var errs []error // damage that keeps a sweep from ending must not keep the rest
 	if sweep {
-		if err := im.sweep(ctx); err != nil {
-			return err
-		}
+		errs = append(errs, im.sweep(ctx))
 	}
 	if filling {
 		im.commitMu.Lock()
-		err := im.cut(ctx, cutBeside)
+		errs = append(errs, im.cut(ctx, cutBeside))
 		im.commitMu.Unlock()
-		if err != nil {
-			return err
-		}
 	}
-	if err := im.trim(ctx); err != nil {
-		return err
-	}
-	return im.Mark(ctx)
+	errs = append(errs, im.trim(ctx), im.Mark(ctx))
+	return errors.Join(errs...)
 }
 
 // trim returns extents without a used slot if more than half of the region's

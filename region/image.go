@@ -226,25 +226,27 @@ func (im *Image) provide(ctx context.Context, n uint64) error {
 	if free >= n {
 		return nil
 	}
-	if sweep && granted <= sweepFirstSlots && im.cutMu.TryLock() {
-		err := im.sweep(ctx)
-		im.cutMu.Unlock()
-		if err != nil {
-			return err
-		}
-		return im.grant(ctx, n)
-	}
+	swept := sweep && granted <= sweepFirstSlots && im.trySweep(ctx)
 	err := im.grant(ctx, n)
-	if (sweep || unfreed > 0) && errors.Is(err, ErrNoSpace) && im.cutMu.TryLock() {
-		// The pool is full, but what this region no longer uses is not yet known.
-		serr := im.sweep(ctx)
-		im.cutMu.Unlock()
-		if serr != nil {
-			return serr
-		}
+	if !swept && (sweep || unfreed > 0) && errors.Is(err, ErrNoSpace) && im.trySweep(ctx) {
+		// The pool was full, but what this region no longer uses was not yet known.
 		return im.grant(ctx, n)
 	}
 	return err
+}
+
+// trySweep sweeps unless a cut or another sweep is under way. Damage, perhaps in a
+// relative, keeps it from freeing slots, not the region from being written.
+func (im *Image) trySweep(ctx context.Context) bool {
+	if !im.cutMu.TryLock() {
+		return false
+	}
+	defer im.cutMu.Unlock()
+	if err := im.sweep(ctx); err != nil {
+		im.logger.Warn("sweep", "region", im.id, "err", err)
+		return false
+	}
+	return true
 }
 
 // Grants grow with the region, so that their number is logarithmic in its size.

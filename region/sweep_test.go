@@ -284,3 +284,28 @@ func TestLargeEpochInFullPool(t *testing.T) {
 		}
 	}
 }
+
+// A relative that is damaged keeps slots from being freed, nothing else: the region
+// is written and its log is cut.
+func TestDamagedRelative(t *testing.T) {
+	m := newMemory(4000)
+	im := m.open(t, 1)
+	put(t, m, im, 1<<20, region.NoPage, map[uint64][]byte{0: page(rand.New(rand.NewPCG(*seed, 0)))})
+	im, err := region.Open(t.Context(), region.Config{
+		Device: m, Space: m, Generation: 2, Location: m.loc,
+		Family: func(context.Context, func(region.Slot)) error { return region.ErrCorrupt },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rng := rand.New(rand.NewPCG(*seed, 1))
+	for !im.Due() {
+		put(t, m, im, 1<<20, region.NoPage, map[uint64][]byte{1: page(rng)})
+	}
+	if err := im.Maintain(t.Context()); !errors.Is(err, region.ErrCorrupt) {
+		t.Errorf("maintain: got %v, want ErrCorrupt", err)
+	}
+	if im.Due() {
+		t.Error("the log was not cut")
+	}
+}

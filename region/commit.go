@@ -124,6 +124,7 @@ func (im *Image) commitRecord(ctx context.Context, c Change) (epoch.ID, error) {
 	}
 	// Only now: until the flush a crash would need the replaced pages.
 	im.retire(replaced)
+	im.unpin()
 	return r.epoch, nil
 }
 
@@ -173,6 +174,16 @@ func (im *Image) retire(entries []Entry) {
 	}
 }
 
+// unpin lets go of the slots of an epoch that recovery refused: another has its
+// number now. mu is held.
+func (im *Image) unpin() {
+	for _, s := range im.pinned {
+		im.slots.unpin(s)
+	}
+	im.sweepDue = im.sweepDue || im.pinned != nil
+	im.pinned = nil
+}
+
 // commitLarge commits an epoch that no log run can hold: pages first, then the
 // table as of the epoch, then the superblock. It costs two flushes more than a
 // record does. cutMu and commitMu are held.
@@ -196,6 +207,9 @@ func (im *Image) commitLarge(ctx context.Context, c Change) (epoch.ID, error) {
 		defer im.mu.Unlock()
 		return 0, im.poison(err) // the table is ahead of the medium
 	}
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	im.unpin()
 	return r.epoch, nil
 }
 

@@ -442,6 +442,7 @@ func (im *Image) Restore(ctx context.Context, cp Checkpoint, mtime int64) (epoch
 	}
 	im.epoch, im.size, im.mtime = sb.epoch, sb.size, sb.mtime
 	im.sequence, im.marked, im.log = sb.sequence, sb.epoch, logState{runs: sb.log}
+	im.unpin()
 	im.dropped, im.sweepDue = nil, true // a sweep finds what only the old table reached
 	return sb.epoch, nil
 }

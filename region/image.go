@@ -54,6 +54,7 @@ type Image struct {
 	checkpoints []Checkpoint
 	marked      epoch.ID // last epoch a mark or superblock calls durable
 	dropped     []Entry  // slots that left the table, but recovery needs until the next superblock
+	pinned      []Slot   // of an epoch that recovery refused; it must not become whole after all
 	reserved    []Run    // allocated for the nodes of the next cut
 	sweepDue    bool
 	unfreed     uint64 // slots of older series replaced since the last sweep

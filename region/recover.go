@@ -62,6 +62,12 @@ func (im *Image) recover(ctx context.Context) error {
 		im.retire(replaced)
 	}
 	im.marked = max(im.marked, min(scan.durable, im.epoch))
+	for _, r := range scan.records[kept:] {
+		for _, p := range r.pages {
+			im.slots.pin(p.Slot)
+			im.pinned = append(im.pinned, p.Slot)
+		}
+	}
 	return nil
 }
 
@@ -112,15 +118,14 @@ type logScan struct {
 // scanLog reads both log runs.
 func scanLog(ctx context.Context, dev Device, sb superblock) (*logScan, error) {
 	s := &logScan{durable: sb.epoch}
-	next, gen := sb.epoch+1, uint64(0)
-	follow := true
+	next, gen := sb.epoch+1, sb.generation
 	for run, place := range sb.log {
 		b := make([]byte, place.N*PageSize)
 		if err := dev.Read(ctx, b, place.Start.Offset()); err != nil {
 			return nil, fmt.Errorf("read log: %w", err)
 		}
 		at := 0
-		for follow && at+recordHeader <= len(b) {
+		for at+recordHeader <= len(b) {
 			var r record
 			n, err := r.decode(b[at:], place.Start.Offset()+int64(at))
 			// A record of another region, of an epoch out of turn, or of a writer

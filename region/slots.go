@@ -212,6 +212,21 @@ func (m *slotMap) commit(s Slot) {
 	}
 }
 
+// pin keeps a slot from being used, also if it is free, until unpin.
+func (m *slotMap) pin(s Slot) {
+	m.commit(s)
+	if x, b := m.find(s); x != nil {
+		x.pending[b/64] |= 1 << (b % 64)
+	}
+}
+
+// unpin lets the next sweep decide about a slot again.
+func (m *slotMap) unpin(s Slot) {
+	if x, b := m.find(s); x != nil {
+		x.pending[b/64] &^= 1 << (b % 64)
+	}
+}
+
 // beginSweep makes every used slot a candidate that is not pending.
 func (m *slotMap) beginSweep() {
 	for _, x := range m.extents {

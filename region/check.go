@@ -79,8 +79,8 @@ func (c *checker) node(ctx context.Context, n *node, e Entry, level uint32, base
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if e.Slot != 0 {
-		c.slot(e.Slot, "a table node")
+	if e.Slot != 0 && !c.slot(e.Slot, "a table node") {
+		return nil // below it is what was checked already, perhaps for ever
 	}
 	var entries [fanout]Entry
 	var kids [fanout]*node
@@ -116,10 +116,12 @@ func (c *checker) node(ctx context.Context, n *node, e Entry, level uint32, base
 	return nil
 }
 
-// slot checks that s is the region's, in use, and met once in this tree.
-func (c *checker) slot(s Slot, as string) {
+// slot checks that s is the region's, in use, and met once in this tree. It
+// returns false if it was met before.
+func (c *checker) slot(s Slot, as string) bool {
 	if _, dup := c.seen[s]; dup {
 		c.say("slot %d is used twice, once as %s", s, as)
+		return false
 	}
 	c.seen[s] = struct{}{}
 	c.im.mu.Lock()
@@ -132,6 +134,7 @@ func (c *checker) slot(s Slot, as string) {
 	case free:
 		c.say("slot %d, %s, is held to be free", s, as)
 	}
+	return true
 }
 
 func (c *checker) page(ctx context.Context, page uint64, e Entry) {

@@ -1,6 +1,7 @@
 package memnode
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,6 +19,8 @@ const (
 	boltPageHeader = 16 // id 8, flags 2, count 2, overflow 4
 	boltElement    = 16 // of a branch or leaf page
 
+	boltBucketHeader = 16 // root page 8, sequence 8
+
 	boltBranch   = 0x01
 	boltLeaf     = 0x02
 	boltMetaPage = 0x04
@@ -28,6 +31,7 @@ const (
 	boltVersion    = 2
 	boltMetaSize   = 64
 	boltMaxDepth   = 64
+	boltInline     = -1 // depth of a bucket within a value
 	boltNoFreelist = ^uint64(0)
 )
 
@@ -140,7 +144,7 @@ func checkMetaPages(f io.ReaderAt, size int64, say func(format string, args ...a
 		return
 	}
 	c := &pageChecker{f: f, say: say, pages: r.pages, used: map[uint64]bool{}}
-	c.walk(r.root, 0)
+	c.walk(r.root, 0, nil, nil)
 	free := c.freelist(r.freelist)
 	for no := uint64(2); no < c.pages; no++ {
 		if c.used[no] == free[no] {
@@ -162,7 +166,7 @@ func (c *pageChecker) page(no uint64, flags uint16) []byte {
 	}
 	le := binary.LittleEndian
 	id, have, overflow := le.Uint64(head), le.Uint16(head[8:]), uint64(le.Uint32(head[12:]))
-	if id != no || have&flags == 0 || overflow >= c.pages-no {
+	if id != no || have&flags == 0 || have&^flags != 0 || have&(have-1) != 0 || overflow >= c.pages-no {
 		c.say("meta.db: page %d: bad header: page %d, flags %#x, overflow %d", no, id, have, overflow)
 		return nil
 	}
@@ -181,51 +185,91 @@ func (c *pageChecker) page(no uint64, flags uint16) []byte {
 	return b
 }
 
-// walk checks the tree below a page, and the buckets in it.
-func (c *pageChecker) walk(no uint64, depth int) {
+// walk checks the tree below a page, whose keys are not before lo and, unless hi
+// is nil, before hi.
+func (c *pageChecker) walk(no uint64, depth int, lo, hi []byte) {
 	if depth > boltMaxDepth {
 		c.say("meta.db: page %d: tree too deep", no)
 		return
 	}
-	b := c.page(no, boltBranch|boltLeaf)
-	if b == nil {
+	if b := c.page(no, boltBranch|boltLeaf); b != nil {
+		c.elements(no, b, depth, lo, hi)
+	}
+}
+
+// elements checks what is in a page, or in a bucket that lies within a value.
+// bbolt writes elements one behind the other and in order, and a bucket's value
+// ends with its last one.
+func (c *pageChecker) elements(no uint64, b []byte, depth int, lo, hi []byte) {
+	le := binary.LittleEndian
+	count, branch := int(le.Uint16(b[10:])), le.Uint16(b[8:])&boltBranch != 0
+	next := uint64(boltPageHeader) + uint64(count)*boltElement // where the next key is
+	if next > uint64(len(b)) {
+		c.say("meta.db: page %d: %d elements do not fit", no, count)
 		return
 	}
-	le := binary.LittleEndian
-	count := int(le.Uint16(b[10:]))
+	type child struct {
+		page uint64
+		key  []byte
+	}
+	var children []child
 	for i := range count {
-		at := boltPageHeader + i*boltElement
-		if at+boltElement > len(b) {
-			c.say("meta.db: page %d: %d elements do not fit", no, count)
+		at := uint64(boltPageHeader + i*boltElement)
+		e := b[at:]
+		// branch: pos 4, key size 4, page 8; leaf: flags 4, pos 4, key size 4, value size 4
+		pos, keySize, valueSize := uint64(le.Uint32(e)), uint64(le.Uint32(e[4:])), uint64(0)
+		if !branch {
+			pos, keySize, valueSize = uint64(le.Uint32(e[4:])), uint64(le.Uint32(e[8:])), uint64(le.Uint32(e[12:]))
+		}
+		if at+pos != next || next+keySize+valueSize > uint64(len(b)) {
+			c.say("meta.db: page %d: element %d is out of place", no, i)
 			return
 		}
-		e := b[at:]
-		if le.Uint16(b[8:])&boltBranch != 0 {
-			// pos 4, key size 4, page 8
-			if uint64(at)+uint64(le.Uint32(e))+uint64(le.Uint32(e[4:])) > uint64(len(b)) {
-				c.say("meta.db: page %d: element %d leaves the page", no, i)
-				continue
-			}
-			c.walk(le.Uint64(e[8:]), depth+1)
-			continue
+		key, value := b[next:next+keySize], b[next+keySize:next+keySize+valueSize]
+		next += keySize + valueSize
+		if bytes.Compare(key, lo) < 0 || hi != nil && bytes.Compare(key, hi) >= 0 || i > 0 && bytes.Equal(key, lo) {
+			c.say("meta.db: page %d: key %x is out of order", no, key)
 		}
-		// flags 4, pos 4, key size 4, value size 4
-		value := uint64(at) + uint64(le.Uint32(e[4:])) + uint64(le.Uint32(e[8:]))
-		end := value + uint64(le.Uint32(e[12:]))
-		if end > uint64(len(b)) {
-			c.say("meta.db: page %d: element %d leaves the page", no, i)
-			continue
+		lo = key
+		switch {
+		case branch:
+			children = append(children, child{le.Uint64(e[8:]), key})
+		case le.Uint32(e) == boltBucketLeaf:
+			c.bucket(no, value, depth)
+		case le.Uint32(e) != 0:
+			c.say("meta.db: page %d: element %d has flags %#x", no, i, le.Uint32(e))
 		}
-		if le.Uint32(e)&boltBucketLeaf == 0 {
-			continue
+	}
+	if depth == boltInline && next != uint64(len(b)) {
+		c.say("meta.db: page %d: a bucket of %d bytes uses %d", no, len(b), next)
+	}
+	for i, kid := range children {
+		end := hi
+		if i+1 < len(children) {
+			end = children[i+1].key
 		}
-		if end-value < 16 {
-			c.say("meta.db: page %d: bucket %d of %d bytes", no, i, end-value)
-			continue
+		c.walk(kid.page, depth+1, kid.key, end)
+	}
+}
+
+// bucket checks a bucket: root page 8, sequence 8, and if the root is 0 a leaf
+// page right there.
+func (c *pageChecker) bucket(no uint64, value []byte, depth int) {
+	switch {
+	case len(value) < boltBucketHeader:
+		c.say("meta.db: page %d: a bucket of %d bytes", no, len(value))
+	case binary.LittleEndian.Uint64(value) != 0:
+		if len(value) != boltBucketHeader {
+			c.say("meta.db: page %d: a bucket of %d bytes", no, len(value))
 		}
-		if root := le.Uint64(b[value:]); root != 0 { // else the bucket is in the value
-			c.walk(root, depth+1)
+		c.walk(binary.LittleEndian.Uint64(value), depth+1, nil, nil)
+	default:
+		b := value[boltBucketHeader:]
+		if len(b) < boltPageHeader || binary.LittleEndian.Uint16(b[8:]) != boltLeaf {
+			c.say("meta.db: page %d: a bucket that is no leaf", no)
+			return
 		}
+		c.elements(no, b, boltInline, nil, nil)
 	}
 }
 

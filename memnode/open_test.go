@@ -409,3 +409,39 @@ func BenchmarkPool(b *testing.B) {
 		})
 	}
 }
+
+// The check of meta.db's pages at opening takes a directory of several levels,
+// large values and free pages for what they are.
+func TestOpenLargeDirectory(t *testing.T) {
+	dir := newPoolDir(t)
+	p := openPool(t, dir)
+	ctx := context.Background()
+	for i := range 3000 {
+		n := mustCreate(t, p, namespace.Root, fmt.Sprintf("%04d-%0100d", i, i), fileInode())
+		if i%100 == 0 {
+			if err := p.SetXattr(ctx, n.Ino, "user.large", make([]byte, namespace.MaxXattrValue), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for i := range 3000 {
+		if i%3 == 0 {
+			continue
+		}
+		n, err := p.Unlink(ctx, namespace.Root, fmt.Sprintf("%04d-%0100d", i, i))
+		if err == nil {
+			_, err = p.Reap(ctx, n.Ino)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	p = reopen(t, p, dir)
+	entries, err := p.ReadDir(ctx, namespace.Root)
+	if err != nil || len(entries) != 1000 {
+		t.Fatalf("got %d entries, %v; want 1000", len(entries), err)
+	}
+	if err := p.Check(ctx, func(problem string) { t.Error(problem) }); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -3,6 +3,7 @@ package rdmacache
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/rpmemfs/rpmemfs/region"
 )
@@ -103,20 +104,67 @@ func (c *Cache) PunchHole(ctx context.Context, off, n int64) error {
 			}
 		}
 	}
-	for page := first; page < last; page++ {
+	if err := c.punchPages(ctx, first, last); err != nil {
+		return err
+	}
+	c.touch(0)
+	return nil
+}
+
+// punchPages makes the pages from first up to last holes. gate is held exclusively.
+func (c *Cache) punchPages(ctx context.Context, first, last uint64) error {
+	kept := c.keptFrom(first)
+	for page := first; ; page++ {
 		var err error
-		if page, err = c.next(ctx, page); err != nil {
+		if page, err = kept.next(ctx, page); err != nil || page >= last {
 			return err
-		}
-		if page >= last {
-			break
 		}
 		if err := c.punchPage(ctx, page); err != nil {
 			return err
 		}
 	}
-	c.touch(0)
-	return nil
+}
+
+// kept walks over the pages that some layer or the committed image keeps. A layer
+// above may hide them.
+type kept struct {
+	image    *region.Image
+	overlaid []uint64 // kept by layers, ascending
+}
+
+// keptFrom begins at page.
+func (c *Cache) keptFrom(page uint64) *kept {
+	k := &kept{image: c.image}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	layers := []layer{c.written, c.mapped}
+	if c.sealed != nil {
+		layers = append(layers, c.sealed.pages)
+	}
+	for _, l := range layers {
+		for no, d := range l {
+			if no >= page && !d.hole {
+				k.overlaid = append(k.overlaid, no)
+			}
+		}
+	}
+	slices.Sort(k.overlaid)
+	return k
+}
+
+// next returns the first page at or after page, or NoPage. It only goes forward.
+func (k *kept) next(ctx context.Context, page uint64) (uint64, error) {
+	no, err := k.image.Next(ctx, page)
+	if err != nil {
+		return 0, fmt.Errorf("look for data: %w", err)
+	}
+	for len(k.overlaid) > 0 && k.overlaid[0] < page {
+		k.overlaid = k.overlaid[1:]
+	}
+	if len(k.overlaid) > 0 {
+		no = min(no, k.overlaid[0])
+	}
+	return no, nil
 }
 
 // punchPage makes one page a hole, in all layers of the open epoch.
@@ -180,37 +228,19 @@ func (c *Cache) Seek(ctx context.Context, off int64, hole bool) (int64, error) {
 
 // next returns the first page at or after page that is not a hole, or NoPage.
 func (c *Cache) next(ctx context.Context, page uint64) (uint64, error) {
+	var k *kept
 	for {
-		best := uint64(region.NoPage)
-		c.mu.Lock()
-		layers := []layer{c.written, c.mapped}
-		if c.sealed != nil {
-			layers = append(layers, c.sealed.pages)
+		at, err := c.find(ctx, page, viewNewest)
+		if err != nil || at.frame != nil || at.entry.Slot != 0 {
+			return page, err
 		}
-		for _, l := range layers {
-			for no, d := range l {
-				if no >= page && no < best && !d.hole {
-					best = no
-				}
-			}
+		if k == nil { // most often the page itself is data
+			k = c.keptFrom(page)
+		} else {
+			page++
 		}
-		c.mu.Unlock()
-		no, err := c.image.Next(ctx, page)
-		if err != nil {
-			return 0, fmt.Errorf("look for data: %w", err)
+		if page, err = k.next(ctx, page); err != nil || page == region.NoPage {
+			return page, err
 		}
-		best = min(best, no)
-		if best == region.NoPage {
-			return best, nil
-		}
-		// The page may be hidden by a hole or a truncation above it.
-		at, err := c.find(ctx, best, viewNewest)
-		if err != nil {
-			return 0, err
-		}
-		if at.frame != nil || at.entry.Slot != 0 {
-			return best, nil
-		}
-		page = best + 1
 	}
 }

@@ -67,7 +67,8 @@ func spawn(t *testing.T, cmd *exec.Cmd, unhang func()) *child {
 	if cmd.Env == nil {
 		cmd.Env = os.Environ()
 	}
-	cmd.Env = append(cmd.Env, runEnv+"="+shop.run)
+	// The race detector sleeps a second at the end of each process.
+	cmd.Env = append(cmd.Env, runEnv+"="+shop.run, "GORACE=atexit_sleep_ms=0")
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}

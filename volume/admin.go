@@ -109,7 +109,7 @@ func (v *Volume) Rollback(ctx context.Context, ino namespace.Ino) (pages int, er
 		return 0, err
 	}
 	defer v.release(f)
-	return v.discard(ctx, f)
+	return v.discard(f, f.cache.Discard)
 }
 
 // Checkpoints returns the checkpoints of a file, oldest first.
@@ -258,7 +258,7 @@ func (v *Volume) Restore(ctx context.Context, ino namespace.Ino, name string, fo
 		if id, err = f.image.Restore(ctx, cp, v.now().UnixNano()); err != nil {
 			return err
 		}
-		_, err = v.discard(ctx, f)
+		_, err = v.discard(f, f.cache.Discard)
 		return err
 	})
 	if err != nil {

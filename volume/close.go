@@ -54,27 +54,33 @@ func (v *Volume) settle(ctx context.Context, f *file) error {
 	if err != nil {
 		return err
 	}
-	_, err = v.commit(ctx, f, epoch.Written)
-	mapped, written := f.cache.Dirty()
 	commits := v.onClose(n) == namespace.OnCloseCommit
-	switch {
-	case noSpace(err) && mapped > 0 && !commits:
-		// What is rolled back may hold the very slots that are missing.
-		if pages, err := v.discard(ctx, f); err != nil {
-			return fmt.Errorf("roll back %d pages in a full pool: %w", pages, err)
+	_, err = v.commit(ctx, f, epoch.Written)
+	if noSpace(err) && !commits {
+		// What is to be rolled back may hold the very slots that are missing.
+		if err := v.rollbackMapped(f); err != nil {
+			return err
 		}
-		return fmt.Errorf("rolled back %d pages stored through mappings and %d written ones: %w", mapped, written, err)
+		_, err = v.commit(ctx, f, epoch.Written)
+	}
+	switch {
 	case err != nil:
 		return fmt.Errorf("commit what was written: %w", err)
-	case mapped == 0:
-		return nil
 	case commits:
 		if _, err := v.commit(ctx, f, epoch.All); err != nil {
 			return fmt.Errorf("commit stores through mappings: %w", err)
 		}
 		return nil
 	}
-	pages, err := v.discard(ctx, f)
+	return v.rollbackMapped(f)
+}
+
+// rollbackMapped throws away the stores through mappings, and says so.
+func (v *Volume) rollbackMapped(f *file) error {
+	if mapped, _ := f.cache.Dirty(); mapped == 0 {
+		return nil
+	}
+	pages, err := v.discard(f, f.cache.DiscardMapped)
 	if err != nil {
 		return fmt.Errorf("roll back: %w", err)
 	}
@@ -91,10 +97,11 @@ func (v *Volume) onClose(n namespace.Inode) namespace.OnClose {
 	return v.cfg.OnClose
 }
 
-// discard throws the open epoch away and makes the kernel forget its copy.
-func (v *Volume) discard(ctx context.Context, f *file) (pages int, err error) {
+// discard throws the open epoch, or its mapped stores, away and makes the kernel
+// forget its copy.
+func (v *Volume) discard(f *file, throw func(invalidate func() error) (int, error)) (pages int, err error) {
 	kernel := v.invalidator()
-	pages, err = f.cache.Discard(func() error { return kernel.Content(f.ino) })
+	pages, err = throw(func() error { return kernel.Content(f.ino) })
 	if err != nil {
 		return pages, err
 	}

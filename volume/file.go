@@ -217,10 +217,11 @@ func (v *Volume) commit(ctx context.Context, f *file, scope epoch.Scope) (epoch.
 	// Past the first write half a commit is worse than a late one.
 	ctx = context.WithoutCancel(ctx)
 	dirty := f.cache.DirtyScope(scope)
-	id, err := f.manager.Commit(ctx, scope)
-	if noSpace(err) && v.reclaim(ctx) {
+	var id epoch.ID
+	err := v.withSpace(ctx, func() (err error) {
 		id, err = f.manager.Commit(ctx, scope)
-	}
+		return err
+	})
 	if err != nil {
 		return 0, err
 	}

@@ -55,10 +55,10 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64, src rdmacache.S
 	if err := h.v.writable(); err != nil {
 		return 0, err
 	}
-	n, err = h.f.cache.WriteAt(ctx, p, off, src)
-	if noSpace(err) && h.v.reclaim(ctx) {
-		return h.f.cache.WriteAt(ctx, p, off, src)
-	}
+	err = h.v.withSpace(ctx, func() (err error) {
+		n, err = h.f.cache.WriteAt(ctx, p, off, src)
+		return err
+	})
 	return n, err
 }
 
@@ -119,11 +119,7 @@ func (h *Handle) Allocate(ctx context.Context, how Alloc, off, n int64) error {
 	c := h.f.cache
 	switch how {
 	case AllocGrow, AllocKeep:
-		err := c.Reserve(ctx, off, n)
-		if noSpace(err) && h.v.reclaim(ctx) {
-			err = c.Reserve(ctx, off, n)
-		}
-		if err != nil {
+		if err := h.v.withSpace(ctx, func() error { return c.Reserve(ctx, off, n) }); err != nil {
 			return err
 		}
 	case AllocPunch, AllocZero, AllocZeroKeep:

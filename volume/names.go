@@ -156,23 +156,32 @@ func (v *Volume) orphan(ino namespace.Ino) {
 	v.wake()
 }
 
-// reclaim frees the files without names that nobody uses any more, and reports
-// whether there were any.
-func (v *Volume) reclaim(ctx context.Context) bool {
+// reclaim frees the files without names that nobody uses any more. It waits for
+// whoever is freeing one already.
+func (v *Volume) reclaim(ctx context.Context) {
 	ctx = context.WithoutCancel(ctx) // an orphan that is taken up is freed
-	freed := false
-	for v.reapNext(ctx, &freed) {
+	for v.reapNext(ctx) {
 	}
-	return freed
 }
 
-func (v *Volume) reapNext(ctx context.Context, freed *bool) bool {
+func (v *Volume) hasOrphans() bool {
 	v.mu.Lock()
-	none := len(v.orphans) == 0
-	v.mu.Unlock()
-	if none {
-		return false
+	defer v.mu.Unlock()
+	return len(v.orphans) > 0
+}
+
+// withSpace does what may find the pool full. Then it does it again, after the
+// space of files that were removed by now is back, whoever is busy freeing them.
+func (v *Volume) withSpace(ctx context.Context, do func() error) error {
+	err := do()
+	if !noSpace(err) {
+		return err
 	}
+	v.reclaim(ctx)
+	return do()
+}
+
+func (v *Volume) reapNext(ctx context.Context) bool {
 	// Before the file is marked as leaving: a walk of its family waits for files
 	// that leave.
 	v.familyMu.Lock()
@@ -184,8 +193,6 @@ func (v *Volume) reapNext(ctx context.Context, freed *bool) bool {
 	if err := v.reap(ctx, f.ino); err != nil {
 		// Opening the pool the next time frees it.
 		v.log.Error("free a removed file", "ino", f.ino, "err", err)
-	} else {
-		*freed = true
 	}
 	v.mu.Lock()
 	delete(v.files, f.ino)

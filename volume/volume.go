@@ -224,7 +224,9 @@ func (v *Volume) Run(ctx context.Context) error {
 		case maintain <- struct{}{}:
 		default:
 		}
-		v.reclaim(ctx)
+		if v.hasOrphans() {
+			v.reclaim(ctx)
+		}
 		if retry {
 			v.resettle(ctx)
 		}

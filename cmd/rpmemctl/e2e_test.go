@@ -144,7 +144,7 @@ func TestMountedErrors(t *testing.T) {
 	m.refused(exitFailed, []string{"process " + pid, m.point, "umount"}, "ls", "--pool", m.pool)
 	m.refused(exitUsage, []string{"process " + pid}, "check", "--pool", m.pool)
 	m.refused(exitFailed, []string{"not a pool"}, "ls", "--pool", m.dir)
-	if out := m.ok("status"); !strings.Contains(out, m.point) || !strings.Contains(out, "process "+pid) {
+	if out := m.ok("status", m.point); !strings.Contains(out, m.point) || !strings.Contains(out, "process "+pid) {
 		t.Errorf("status: got\n%s\nwant the mount and process %s", out, pid)
 	}
 

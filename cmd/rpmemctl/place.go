@@ -129,7 +129,7 @@ func placeError(path string, err error) error {
 	switch {
 	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.EOPNOTSUPP):
 		return &notMountedError{path}
-	case errors.Is(err, unix.ENOTCONN):
+	case errors.Is(err, unix.ENOTCONN), errors.Is(err, unix.ECONNABORTED): // dead, or just dying
 		dead := &deadMountError{path: path}
 		dead.mount, _ = mountOf(path) // without it the advice is less exact
 		return dead

@@ -66,7 +66,7 @@ func dead(path string) bool {
 	}()
 	select {
 	case err := <-answer:
-		return errors.Is(err, unix.ENOTCONN)
+		return errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED)
 	case <-time.After(answerWithin):
 		return false // it hangs, which is not the same
 	}

@@ -268,7 +268,6 @@ func (v *Volume) Restore(ctx context.Context, ino namespace.Ino, name string, fo
 	v.counters.Commits++
 	f.maintain = true
 	v.mu.Unlock()
-	v.wake()
 	return id, nil
 }
 

@@ -59,5 +59,4 @@ func (v *Volume) dropFromImage(f *file, name string) {
 	v.mu.Lock()
 	f.maintain = true
 	v.mu.Unlock()
-	v.wake()
 }

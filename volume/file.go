@@ -35,7 +35,7 @@ type file struct {
 	left     chan struct{} // not nil once the file leaves the table; closed when it has
 	place    *list.Element // in Volume.idle while refs is 0
 	pending  bool          // the last close could not commit: to be retried
-	maintain bool          // committed since the last Maintain
+	maintain bool          // changed since the last Maintain
 }
 
 // loaded reports whether ready is closed and loading was a success.
@@ -230,7 +230,9 @@ func (v *Volume) commit(ctx context.Context, f *file, scope epoch.Scope) (epoch.
 		v.counters.Commits++
 		f.maintain = true
 		v.mu.Unlock()
-		v.wake()
+		if f.image.Due() {
+			v.wake()
+		}
 	}
 	return id, nil
 }

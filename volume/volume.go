@@ -191,8 +191,8 @@ func (v *Volume) invalidator() Invalidator {
 	return v.kernel
 }
 
-// maintainEvery bounds how long a file whose last close could not commit, or a
-// log that is due for cutting, waits without an event of its own.
+// maintainEvery is how often a file whose last close could not commit is tried
+// again, and regions that changed look after themselves.
 const maintainEvery = 2 * time.Second
 
 // Run does the background work until ctx ends: it lets regions cut their logs,
@@ -201,11 +201,11 @@ const maintainEvery = 2 * time.Second
 func (v *Volume) Run(ctx context.Context) error {
 	tick := time.NewTicker(maintainEvery)
 	defer tick.Stop()
-	maintain := make(chan struct{}, 1)
+	maintain := make(chan bool, 1)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		for range maintain {
-			v.maintain(ctx)
+		for all := range maintain {
+			v.maintain(ctx, all)
 		}
 	})
 	defer wg.Wait()
@@ -221,7 +221,7 @@ func (v *Volume) Run(ctx context.Context) error {
 		}
 		// Cutting a log can take long; freeing space must not wait for it.
 		select {
-		case maintain <- struct{}{}:
+		case maintain <- retry:
 		default:
 		}
 		if v.hasOrphans() {
@@ -242,12 +242,13 @@ func (v *Volume) wake() {
 	}
 }
 
-// maintain lets every region that committed since the last time cut its log.
-func (v *Volume) maintain(ctx context.Context) {
+// maintain lets every region that changed since the last time cut its log, sweep
+// and mark its last epoch; unless all, only those that should not wait.
+func (v *Volume) maintain(ctx context.Context, all bool) {
 	v.mu.Lock()
 	var due []*file
 	for _, f := range v.files {
-		if f.maintain && f.loaded() && f.left == nil {
+		if f.maintain && f.loaded() && f.left == nil && (all || f.image.Due()) {
 			f.maintain = false
 			f.refs++
 			v.busy(f)

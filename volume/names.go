@@ -225,9 +225,15 @@ func (v *Volume) reapable() *file {
 // reap frees an inode and tells the relative that inherits its slots, if there is
 // one and it is open.
 func (v *Volume) reap(ctx context.Context, ino namespace.Ino) error {
+	// What it leaves, and not what the heir has afterwards: the heir may just be
+	// returning some of that. Anything but a regular file leaves nothing.
+	left, lerr := v.cfg.Pool.Locate(ctx, region.ID(ino))
 	heir, err := v.cfg.Pool.Reap(ctx, ino)
 	if err != nil || heir == 0 {
 		return err
+	}
+	if lerr != nil {
+		return lerr
 	}
 	v.mu.Lock()
 	h := v.files[heir]
@@ -242,11 +248,7 @@ func (v *Volume) reap(ctx context.Context, ino namespace.Ino) error {
 	if h.err != nil {
 		return nil
 	}
-	loc, err := v.cfg.Pool.Locate(ctx, region.ID(heir))
-	if err != nil {
-		return err
-	}
-	h.image.Adopt(loc.Extents)
+	h.image.Adopt(left.Extents)
 	v.mu.Lock()
 	h.maintain = true
 	v.mu.Unlock()

@@ -36,6 +36,9 @@ const (
 	roleEnv = "RPMEMFS_TEST_ROLE"
 	// insideEnv is the directory in which the inner half of a test works.
 	insideEnv = "RPMEMFS_TEST_INSIDE"
+	// toolsEnv is the directory of the built commands, for an inner half that
+	// mounts by itself.
+	toolsEnv = "RPMEMFS_TEST_TOOLS"
 	// runEnv marks every process of one run, so that none is left behind.
 	runEnv = "RPMEMFS_TEST_RUN"
 
@@ -63,7 +66,8 @@ func TestMain(m *testing.M) {
 		os.Exit(play(role, os.Args[1:]))
 	}
 	flag.Parse()
-	if os.Getenv(insideEnv) != "" {
+	if dir := os.Getenv(insideEnv); dir != "" {
+		shop = workshop{run: os.Getenv(runEnv), fast: dir, disk: dir, tools: func() (string, error) { return os.Getenv(toolsEnv), nil }}
 		os.Exit(m.Run())
 	}
 	code, err := runAll(m)

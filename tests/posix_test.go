@@ -330,7 +330,7 @@ func posixFallocate(t *testing.T, dir string) {
 // asOther runs a shell command as another user and returns its output.
 func asOther(t *testing.T, script string) (string, error) {
 	t.Helper()
-	out, err := exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", script).CombinedOutput()
+	out, err := asNobody("sh", "-c", script).CombinedOutput()
 	return string(out), err
 }
 

@@ -95,7 +95,9 @@ func (r *rawFS) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32,
 		}
 	}
 	n, err := f.Write(ctx, data, int64(in.Offset), source)
-	if err != nil && n == 0 {
+	// A short answer to write(2) is seen by the program; the kernel's write-back
+	// does not look at it.
+	if err != nil && (n == 0 || source == rdmacache.FromMapping) {
 		return 0, r.status("write", f.Ino(), err)
 	}
 	return uint32(n), fuse.OK

@@ -3,7 +3,9 @@ package volume
 import (
 	"context"
 	"fmt"
+	"strconv"
 
+	"github.com/rpmemfs/rpmemfs/epoch"
 	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/region"
 )
@@ -59,4 +61,62 @@ func (v *Volume) dropFromImage(f *file, name string) {
 	v.mu.Lock()
 	f.maintain = true
 	v.mu.Unlock()
+}
+
+// Clone adds a file that starts with the content of src, or of a checkpoint of it
+// (by name, or epoch in decimal), and shares its slots until either is written.
+// Without a checkpoint the open epoch of src commits first. The clone has src's
+// permissions, owner and on-close setting.
+func (v *Volume) Clone(ctx context.Context, src namespace.Ino, checkpoint string, parent namespace.Ino, name string) (namespace.Inode, error) {
+	if err := v.writable(); err != nil {
+		return namespace.Inode{}, err
+	}
+	f, err := v.acquireRegular(ctx, src)
+	if err != nil {
+		return namespace.Inode{}, err
+	}
+	defer v.release(f)
+	f.treesMu.Lock()
+	defer f.treesMu.Unlock()
+	if checkpoint == "" {
+		if _, err := v.commit(ctx, f, epoch.All); err != nil {
+			return namespace.Inode{}, err
+		}
+	}
+	ctx = context.WithoutCancel(ctx)
+	// A checkpoint that the directory never hears of keeps the slots in place
+	// until the clone is in src's family. It also starts a new series, so that
+	// src overwrites none of what the clone shares.
+	pin := "\x00clone-" + strconv.FormatInt(v.now().UnixNano(), 10)
+	cp, err := f.image.Freeze(ctx, pin, v.now().UnixNano())
+	if err != nil {
+		return namespace.Inode{}, err
+	}
+	defer v.dropFromImage(f, pin)
+	if checkpoint != "" {
+		if cp, err = v.findCheckpoint(ctx, src, checkpoint); err != nil {
+			return namespace.Inode{}, err
+		}
+	}
+	return v.addClone(ctx, f, cp, parent, name)
+}
+
+func (v *Volume) addClone(ctx context.Context, f *file, cp region.Checkpoint, parent namespace.Ino, name string) (namespace.Inode, error) {
+	n, err := v.cfg.Pool.Inode(ctx, f.ino)
+	if err != nil {
+		return namespace.Inode{}, err
+	}
+	n = f.attr(n).Inode
+	now := v.now().UnixNano()
+	clone := namespace.Inode{
+		Mode: n.Mode, UID: n.UID, GID: n.GID, OnClose: n.OnClose,
+		Atime: now, Mtime: now, Ctime: now,
+	}
+	seed := f.image.Seed(cp)
+	clone.MtimeEpoch = seed.Epoch
+	n, err = v.cfg.Pool.Clone(ctx, region.ID(f.ino), parent, name, clone, seed)
+	if err != nil {
+		return namespace.Inode{}, err
+	}
+	return n, v.invalidator().Entry(parent, name)
 }

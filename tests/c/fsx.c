@@ -318,7 +318,13 @@ static void do_append(void)
 	fill(scratch, n);
 	fd = open(file.name[file.at], O_WRONLY | O_APPEND);
 	must(fd >= 0, "open to append");
-	must(write(fd, scratch, n) == (ssize_t)n, "append");
+	for (size_t done = 0; done < n;) {
+		/* A mount that dies takes a part, and the rest fails. */
+		ssize_t w = write(fd, scratch + done, n - done);
+
+		must(w > 0, "append");
+		done += (size_t)w;
+	}
 	must(close(fd) == 0, "close");
 	memcpy(model.data + model.size, scratch, n);
 	grow(model.size + n);

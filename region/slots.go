@@ -19,8 +19,12 @@ type slotMap struct {
 	extents []*extent // by start
 	free    uint64
 	granted uint64
-	cursor  int // extent where the last allocation ended
+	cursor  int    // extent where the last allocation ended
+	warm    []Slot // lately released, the last one first; some are in use again
 }
+
+// maxWarm bounds slotMap.warm: the slots of an epoch of 256 MiB.
+const maxWarm = 1 << 16
 
 type extent struct {
 	Run
@@ -100,10 +104,20 @@ func (m *slotMap) find(s Slot) (*extent, uint64) {
 	return m.extents[i], uint64(s - m.extents[i].Start)
 }
 
-// alloc takes at most n adjacent free slots and marks them pending. It goes
-// round the extents from where the last call ended, so that the pages of an
-// epoch come to lie next to each other. The caller has checked that free > 0.
+// alloc takes at most n adjacent free slots and marks them pending. A single one
+// is one lately released, whose memory is warm. Otherwise it goes round the
+// extents from where the last call ended, so that the pages of an epoch come to
+// lie next to each other. The caller has checked that free > 0.
 func (m *slotMap) alloc(n uint64) Run {
+	for n == 1 && len(m.warm) > 0 {
+		s := m.warm[len(m.warm)-1]
+		m.warm = m.warm[:len(m.warm)-1]
+		if x, b := m.find(s); x != nil && x.used[b/64]>>(b%64)&1 == 0 {
+			x.set(b, 1)
+			m.free--
+			return Run{s, 1}
+		}
+	}
 	for range 2 * len(m.extents) { // twice: the first round may end past the gaps
 		if m.cursor >= len(m.extents) {
 			m.cursor = 0
@@ -194,6 +208,9 @@ func (m *slotMap) release(s Slot) {
 		x.used[b/64] &^= bit
 		x.free++
 		m.free++
+		if len(m.warm) < maxWarm {
+			m.warm = append(m.warm, s)
+		}
 	}
 }
 

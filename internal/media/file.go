@@ -154,7 +154,7 @@ func (m *File) Size() int64 { return m.size }
 // Kind is "tmpfs" for a file in memory, else "file".
 func (m *File) Kind() string {
 	if m.volatile {
-		return "tmpfs"
+		return kindTmpfs
 	}
 	return "file"
 }

@@ -6,7 +6,7 @@
 // aligned 8-byte words, and none of the package's users may assume more.
 //
 //	File       an ordinary file: pwrite, fdatasync
-//	Pmem       memory that keeps its content (DAX): stores, CLWB, SFENCE
+//	Pmem       memory that keeps its content (DAX): stores, CLWB, SFENCE; tmpfs: stores
 //	Crashable  memory that forgets at a chosen flush, for tests
 //	Faulty     another Media of which one call fails, for tests
 //
@@ -83,7 +83,7 @@ type Options struct {
 }
 
 // Open opens the medium at path: a device-dax character device, a file on a DAX
-// file system, or an ordinary file. It never creates or resizes one.
+// file system or tmpfs, or an ordinary file. It never creates or resizes one.
 func Open(path string, opts Options) (Media, error) {
 	flags := os.O_RDWR
 	if opts.ReadOnly {
@@ -120,11 +120,16 @@ func open(f *os.File, opts Options) (Media, error) {
 		return newFile(f, st.Size(), opts) // a reader gains nothing from a mapping
 	}
 	m, err := openFileDAX(f, st.Size())
+	if volatile, verr := Volatile(f.Name()); errors.Is(err, ErrUnsupported) && verr == nil && volatile {
+		m, err = openTmpfs(f, st.Size())
+	}
 	if errors.Is(err, ErrUnsupported) {
 		return newFile(f, st.Size(), opts)
 	}
 	return m, err
 }
+
+const kindTmpfs = "tmpfs"
 
 // Volatile tells whether the file system that holds path lives in memory.
 func Volatile(path string) (bool, error) {

@@ -19,7 +19,8 @@ const maxDirtyRanges = 4096
 
 // Pmem is a medium that is memory: a MAP_SYNC mapping of a DAX file, or of a
 // device-dax device. A write is a copy, a flush writes the cache lines of what
-// was written back (CLWB, CLFLUSHOPT or CLFLUSH) and fences.
+// was written back (CLWB, CLFLUSHOPT or CLFLUSH) and fences. A mapping of a tmpfs
+// file is volatile, and a flush of it does nothing.
 //
 // MAP_SYNC makes the file system's own metadata durable before a page can be
 // stored to, so no fdatasync is needed (mmap(2)).
@@ -28,7 +29,7 @@ const maxDirtyRanges = 4096
 // Close.
 type Pmem struct {
 	f        *os.File // immutable, owned
-	volatile bool     // a mapping of a tmpfs file: only tests make one
+	volatile bool     // a tmpfs file: nothing to flush
 	readOnly bool
 	device   bool // device-dax, not a file
 	flusher  flusher
@@ -59,6 +60,16 @@ type span struct{ start, end int64 }
 // otherwise the error matches ErrUnsupported. It takes f over if it succeeds.
 func openFileDAX(f *os.File, size int64) (*Pmem, error) {
 	return mapPmem(f, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED_VALIDATE|unix.MAP_SYNC)
+}
+
+// openTmpfs maps f, a file in memory. It takes f over if it succeeds.
+func openTmpfs(f *os.File, size int64) (*Pmem, error) {
+	m, err := mapPmem(f, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, err
+	}
+	m.volatile = true
+	return m, nil
 }
 
 // mapPmem maps size bytes of f. It takes f over if it succeeds.
@@ -92,8 +103,9 @@ func (m *Pmem) ReadAt(p []byte, off int64) (err error) {
 	return nil
 }
 
-// WriteAt copies p to off. A bad line is an ErrFault.
-func (m *Pmem) WriteAt(p []byte, off int64) (err error) {
+// WriteAt copies p to off. A bad line is an ErrFault; so is a hole that the file
+// system below has no space for, and that also matches ENOSPC or EDQUOT.
+func (m *Pmem) WriteAt(p []byte, off int64) error {
 	m.closeMu.RLock()
 	defer m.closeMu.RUnlock()
 	if m.readOnly {
@@ -102,15 +114,40 @@ func (m *Pmem) WriteAt(p []byte, off int64) (err error) {
 	if err := m.check("write", len(p), off); err != nil || len(p) == 0 {
 		return err
 	}
-	defer catchFault(debug.SetPanicOnFault(true), "write", off, &err)
-	copy(m.mem[off:], p)
+	s := span{off, off + int64(len(p))}
+	if err := m.store(p, s); err != nil {
+		if errors.Is(err, ErrFault) && !m.device {
+			err = errors.Join(err, m.noSpace(s))
+		}
+		return err
+	}
 	m.written.Add(uint64(len(p)))
+	return nil
+}
+
+// store copies p to s and sees to it that the next flush covers it.
+func (m *Pmem) store(p []byte, s span) (err error) {
+	defer catchFault(debug.SetPanicOnFault(true), "write", s.start, &err)
+	copy(m.mem[s.start:], p)
 	// Remember the range only now: a flush that runs beside the copy would
 	// take it and flush what is not there yet.
-	if s := (span{off, off + int64(len(p))}); !m.remember(s) {
+	if !m.volatile && !m.remember(s) {
 		m.persist(s)
 	}
 	return nil
+}
+
+// noSpace returns why the file system cannot hold s, or nil if it can.
+func (m *Pmem) noSpace(s span) error {
+	raw, err := m.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var why error
+	err = raw.Control(func(fd uintptr) {
+		why = unix.Fallocate(int(fd), unix.FALLOC_FL_KEEP_SIZE, s.start, s.end-s.start)
+	})
+	return errors.Join(err, why)
 }
 
 // remember adds s to what the next flush covers, or reports that it cannot.
@@ -229,11 +266,17 @@ func (m *Pmem) Size() int64 {
 	return int64(len(m.mem))
 }
 
-// Kind is "dax".
-func (m *Pmem) Kind() string { return "dax" }
+// Kind is "dax", or "tmpfs".
+func (m *Pmem) Kind() string {
+	if m.volatile {
+		return kindTmpfs
+	}
+	return "dax"
+}
 
-// Volatile is false: MAP_SYNC and device-dax exist only over persistent memory.
-// A kernel told by its command line that DRAM is persistent is believed.
+// Volatile is true for tmpfs only: MAP_SYNC and device-dax exist only over
+// persistent memory. A kernel told by its command line that DRAM is persistent is
+// believed.
 func (m *Pmem) Volatile() bool { return m.volatile }
 
 // Stats counts since the medium was opened.

@@ -30,7 +30,6 @@ func mapTmpfs(t *testing.T, size int64) (*Pmem, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.volatile = true
 	t.Cleanup(func() { m.Close() })
 	return m, path
 }

@@ -272,7 +272,8 @@ func (v *fakeVolume) Status(context.Context) (volume.Status, error) {
 		Medium: rdmacache.Medium{Kind: "tmpfs", Volatile: true}, Generation: 3,
 		Usage:   namespace.Usage{Slots: 100, FreeSlots: 40, Inodes: uint64(len(v.files))},
 		OnClose: namespace.OnCloseCommit, OpenFiles: 2, OpenHandles: 1, DirtyPages: 9,
-		Counters: volume.Counters{Commits: 11, Rollbacks: 2, RolledBackPages: 4, FailedCloses: 1},
+		Counters: volume.Counters{Commits: 11, Rollbacks: 2, RolledBackPages: 4, FailedCloses: 1, PagesCommitted: 21, PagesUnchanged: 5},
+		Traffic:  rdmacache.Traffic{BytesWritten: 7 << 12, Flushes: 13},
 	}, v.err
 }
 

@@ -44,6 +44,11 @@ func (s *Server) Status(ctx context.Context, _ *controlpb.StatusRequest) (*contr
 		Rollbacks:       st.Counters.Rollbacks,
 		RolledBackPages: st.Counters.RolledBackPages,
 		FailedCloses:    st.Counters.FailedCloses,
+		PagesCommitted:  st.Counters.PagesCommitted,
+		PagesUnchanged:  st.Counters.PagesUnchanged,
+
+		MediumBytesWritten: st.Traffic.BytesWritten,
+		MediumFlushes:      st.Traffic.Flushes,
 	}, nil
 }
 

@@ -87,6 +87,7 @@ func TestStatus(t *testing.T) {
 		Medium: "tmpfs", Volatile: true, Generation: 3, SizeBytes: 100 << 12, FreeBytes: 40 << 12, Inodes: 1,
 		OpenFiles: 2, OpenHandles: 1, DirtyPages: 9, OnClose: "commit",
 		Commits: 11, Rollbacks: 2, RolledBackPages: 4, FailedCloses: 1,
+		PagesCommitted: 21, PagesUnchanged: 5, MediumBytesWritten: 7 << 12, MediumFlushes: 13,
 	}
 	if !proto.Equal(got, want) {
 		t.Errorf("got %v\nwant %v", got, want)

@@ -239,7 +239,7 @@ func TestFullFileSystem(t *testing.T) {
 	if _, err := p.Lookup(t.Context(), namespace.Root, "f"); err != nil {
 		t.Errorf("Lookup: %v", err)
 	}
-	if err := p.Media().(media.Discarder).Discard(g.Runs[0].Start.Offset()+100*region.PageSize, 100*region.PageSize); err != nil {
+	if err := p.media.(media.Discarder).Discard(g.Runs[0].Start.Offset()+100*region.PageSize, 100*region.PageSize); err != nil {
 		t.Fatal(err)
 	}
 	mustCreate(t, p, namespace.Root, "after", fileInode())

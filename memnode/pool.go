@@ -120,8 +120,11 @@ func (p *Pool) Generation() uint64 { return p.generation }
 // ID is the pool's UUID in text.
 func (p *Pool) ID() string { return p.id.String() }
 
-// Media is the pool's medium, for its statistics. The pool owns it.
-func (p *Pool) Media() media.Media { return p.media }
+// Traffic counts what the medium did since the pool was opened.
+func (p *Pool) Traffic() rdmacache.Traffic {
+	s := p.media.Stats()
+	return rdmacache.Traffic{BytesWritten: s.BytesWritten, Flushes: s.Flushes}
+}
 
 // Usage counts slots and inodes.
 func (p *Pool) Usage(ctx context.Context) (namespace.Usage, error) {

@@ -13,6 +13,12 @@ type Medium struct {
 	Volatile bool   // a flush protects against the death of processes only, not against power loss
 }
 
+// Traffic counts what a medium did since its pool was opened, directory apart.
+type Traffic struct {
+	BytesWritten uint64
+	Flushes      uint64 // of the medium; concurrent callers share one
+}
+
 // A Conn is a compute node's way to a pool. Offsets are bytes in the pool.
 // It is safe for concurrent use.
 type Conn interface {

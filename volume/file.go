@@ -170,10 +170,18 @@ func (v *Volume) evict(ctx context.Context) {
 			v.log.Warn("close region", "ino", f.ino, "err", err)
 		}
 		v.mu.Lock()
-		delete(v.files, f.ino)
-		close(f.left)
+		v.forget(f)
 		v.mu.Unlock()
 	}
+}
+
+// forget takes a file that is leaving out of the table. mu is held.
+func (v *Volume) forget(f *file) {
+	if f.loaded() {
+		v.counters.add(f.cache.Stats())
+	}
+	delete(v.files, f.ino)
+	close(f.left)
 }
 
 func (v *Volume) closeImage(ctx context.Context, f *file) error {

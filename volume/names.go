@@ -195,8 +195,7 @@ func (v *Volume) reapNext(ctx context.Context) bool {
 		v.log.Error("free a removed file", "ino", f.ino, "err", err)
 	}
 	v.mu.Lock()
-	delete(v.files, f.ino)
-	close(f.left)
+	v.forget(f)
 	v.mu.Unlock()
 	return true
 }

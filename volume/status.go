@@ -81,6 +81,7 @@ type Status struct {
 	DirtyPages    int
 	PoisonedFiles int
 	Counters      Counters
+	Traffic       rdmacache.Traffic
 }
 
 // Status tells about the volume.
@@ -92,6 +93,7 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 	s := Status{
 		Medium: v.cfg.Conn.Medium(), Generation: v.cfg.Pool.Generation(),
 		Usage: usage, OnClose: v.cfg.OnClose, ReadOnly: v.cfg.ReadOnly,
+		Traffic: v.cfg.Pool.Traffic(),
 	}
 	for _, f := range v.inUse() {
 		mapped, written := f.cache.Dirty()
@@ -105,10 +107,27 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 		v.mu.Unlock()
 		v.release(f)
 	}
-	v.mu.Lock()
-	s.Counters = v.counters
-	v.mu.Unlock()
+	s.Counters = v.count()
 	return s, nil
+}
+
+// count adds up the counters of the volume and of its files.
+func (v *Volume) count() Counters {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	c := v.counters
+	for _, f := range v.files {
+		if f.loaded() {
+			c.add(f.cache.Stats())
+		}
+	}
+	return c
+}
+
+// add counts the pages of one file.
+func (c *Counters) add(s rdmacache.Stats) {
+	c.PagesCommitted += s.PagesCommitted
+	c.PagesUnchanged += s.PagesUnchanged
 }
 
 // A Problem is one inconsistency that Check found.

@@ -49,6 +49,8 @@ type Pool interface {
 	region.Space
 	// Generation is raised durably each time the pool is opened for writing.
 	Generation() uint64
+	// Traffic counts what the medium did since the pool was opened.
+	Traffic() rdmacache.Traffic
 	// Locate returns what the pool knows of a region.
 	Locate(ctx context.Context, id region.ID) (region.Location, error)
 	// SaveCheckpoint keeps cp durably; namespace.ErrExist if its name is taken.
@@ -125,7 +127,7 @@ type Volume struct {
 	idle     *list.List // of *file without refs, least recently used first
 	known    map[namespace.Ino]uint64
 	orphans  map[namespace.Ino]struct{} // inodes without names that wait for Forget
-	counters Counters
+	counters Counters                   // its pages: of files that left the table
 	closed   bool
 }
 
@@ -135,6 +137,8 @@ type Counters struct {
 	Rollbacks       uint64 // open epochs thrown away
 	RolledBackPages uint64
 	FailedCloses    uint64 // last closes whose commit failed
+	PagesCommitted  uint64
+	PagesUnchanged  uint64 // that arrived but equal what was there
 }
 
 // defaultMaxIdle keeps a directory's worth of regions open: an idle region is a

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -240,6 +241,33 @@ func TestIdleRegionsAreBounded(t *testing.T) {
 	f.open()
 	for i, ino := range files {
 		f.want(ino, string(rune('A'+i)))
+	}
+}
+
+// What files committed stays counted when they leave the table, removed or idle.
+func TestCountersOutliveFiles(t *testing.T) {
+	f := newFixture(t, 64<<20, volume.Config{MaxIdle: 1})
+	for i := range 10 {
+		f.saved(string(rune('a'+i)), "text")
+	}
+	f.must(f.Remove(ctx, namespace.Root, "a"))
+	f.until("at most MaxIdle regions stay open", func() bool {
+		s, err := f.Status(ctx)
+		f.must(err)
+		return s.OpenFiles <= 1
+	})
+	page := strings.Repeat("page", rdmacache.PageSize/4)
+	h := f.openFile(f.saved("again", page))
+	f.write(h, page, 0, rdmacache.FromWrite)
+	h.Release(ctx)
+	s, err := f.Status(ctx)
+	f.must(err)
+	if s.Counters.PagesCommitted != 11 || s.Counters.PagesUnchanged != 1 {
+		t.Errorf("%d pages committed, %d unchanged; want 11 and 1", s.Counters.PagesCommitted, s.Counters.PagesUnchanged)
+	}
+	// A record and a page for each epoch, at least.
+	if s.Traffic.BytesWritten < 11*2*rdmacache.PageSize || s.Traffic.Flushes < 11 {
+		t.Errorf("%+v reached the medium; want more", s.Traffic)
 	}
 }
 

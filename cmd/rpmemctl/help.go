@@ -58,5 +58,8 @@ check        ok, files, pages, checkpoints, found, problems: [{ino, path*, text}
 status       pools: [{pool, mountpoint, pid, version, owner_uid, started, medium,
              volatile, read_only, generation, size_bytes, free_bytes, inodes, open_files,
              open_handles, dirty_pages, poisoned_files, on_close, commits,
-             rollbacks, rolled_back_pages, failed_closes, error*}]
+             rollbacks, rolled_back_pages, failed_closes, pages_committed,
+             bytes_committed, pages_unchanged (that arrived but equal what was there),
+             medium_bytes_written, medium_flushes, error*}]; what counts does so
+             since the daemon's start, the medium's without the directory
 version      version, go, platform`

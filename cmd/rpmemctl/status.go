@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rpmemfs/rpmemfs/control/controlpb"
+	"github.com/rpmemfs/rpmemfs/region"
 )
 
 func newStatus(a *app) *cobra.Command {
@@ -56,6 +57,11 @@ type poolJSON struct {
 	Rollbacks       uint64 `json:"rollbacks"`
 	RolledBackPages uint64 `json:"rolled_back_pages"`
 	FailedCloses    uint64 `json:"failed_closes"`
+	PagesCommitted  uint64 `json:"pages_committed"`
+	BytesCommitted  uint64 `json:"bytes_committed"`
+	PagesUnchanged  uint64 `json:"pages_unchanged"`
+	MediumWritten   uint64 `json:"medium_bytes_written"`
+	MediumFlushes   uint64 `json:"medium_flushes"`
 	Error           string `json:"error,omitempty"`
 
 	started int64
@@ -111,6 +117,9 @@ func (a *app) poolStatus(ctx context.Context, path string) (*poolJSON, error) {
 		DirtyPages: s.GetDirtyPages(), PoisonedFiles: s.GetPoisonedFiles(), OnClose: s.GetOnClose(),
 		Commits: s.GetCommits(), Rollbacks: s.GetRollbacks(),
 		RolledBackPages: s.GetRolledBackPages(), FailedCloses: s.GetFailedCloses(),
+		PagesCommitted: s.GetPagesCommitted(), BytesCommitted: s.GetPagesCommitted() * region.PageSize,
+		PagesUnchanged: s.GetPagesUnchanged(),
+		MediumWritten:  s.GetMediumBytesWritten(), MediumFlushes: s.GetMediumFlushes(),
 	}, nil
 }
 
@@ -160,8 +169,10 @@ func (a *app) printPool(w io.Writer, s poolJSON) {
 		"files", fmt.Sprintf("%s, %d open by %s", plural(s.Inodes, "inode"), s.OpenFiles, plural(s.OpenHandles, "handle")),
 		"open epochs", plural(s.DirtyPages, "dirty page"),
 		"poisoned", poisoned,
-		"commits", fmt.Sprintf("%s; %s of %s; %s", number(s.Commits), plural(s.Rollbacks, "rollback"),
-			plural(s.RolledBackPages, "page"), plural(s.FailedCloses, "failed close")),
+		"commits", fmt.Sprintf("%s of %s; %s of %s; %s", number(s.Commits), plural(s.PagesCommitted, "page"),
+			plural(s.Rollbacks, "rollback"), plural(s.RolledBackPages, "page"), plural(s.FailedCloses, "failed close")),
+		"written", fmt.Sprintf("%s to the medium, flushed %s; %s arrived unchanged", size(s.MediumWritten),
+			plural(s.MediumFlushes, "time"), plural(s.PagesUnchanged, "page")),
 		"on close", onCloseText(s.OnClose),
 		"generation", fmt.Sprint(s.Generation),
 	)

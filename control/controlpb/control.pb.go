@@ -206,31 +206,35 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type StatusResponse struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Version         string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`                    // of the daemon
-	Pid             int64                  `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`                           // of the daemon
-	OwnerUid        uint32                 `protobuf:"varint,3,opt,name=owner_uid,json=ownerUid,proto3" json:"owner_uid,omitempty"` // who mounted
-	Pool            string                 `protobuf:"bytes,4,opt,name=pool,proto3" json:"pool,omitempty"`                          // directory of the pool
-	Mountpoint      string                 `protobuf:"bytes,5,opt,name=mountpoint,proto3" json:"mountpoint,omitempty"`              // empty for a pool that is not mounted
-	Started         int64                  `protobuf:"varint,6,opt,name=started,proto3" json:"started,omitempty"`
-	Medium          string                 `protobuf:"bytes,7,opt,name=medium,proto3" json:"medium,omitempty"`          // "file", "tmpfs", "dax"
-	Volatile        bool                   `protobuf:"varint,8,opt,name=volatile,proto3" json:"volatile,omitempty"`     // nothing survives power loss
-	Generation      uint64                 `protobuf:"varint,9,opt,name=generation,proto3" json:"generation,omitempty"` // times the pool was opened for writing
-	SizeBytes       uint64                 `protobuf:"varint,10,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	FreeBytes       uint64                 `protobuf:"varint,11,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
-	Inodes          uint64                 `protobuf:"varint,12,opt,name=inodes,proto3" json:"inodes,omitempty"`
-	OpenFiles       uint64                 `protobuf:"varint,13,opt,name=open_files,json=openFiles,proto3" json:"open_files,omitempty"`
-	OpenHandles     uint64                 `protobuf:"varint,14,opt,name=open_handles,json=openHandles,proto3" json:"open_handles,omitempty"`
-	DirtyPages      uint64                 `protobuf:"varint,15,opt,name=dirty_pages,json=dirtyPages,proto3" json:"dirty_pages,omitempty"`
-	PoisonedFiles   uint64                 `protobuf:"varint,16,opt,name=poisoned_files,json=poisonedFiles,proto3" json:"poisoned_files,omitempty"`
-	OnClose         string                 `protobuf:"bytes,17,opt,name=on_close,json=onClose,proto3" json:"on_close,omitempty"` // default of the mount: "rollback" or "commit"
-	ReadOnly        bool                   `protobuf:"varint,18,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
-	Commits         uint64                 `protobuf:"varint,19,opt,name=commits,proto3" json:"commits,omitempty"` // since the start, as all that follow
-	Rollbacks       uint64                 `protobuf:"varint,20,opt,name=rollbacks,proto3" json:"rollbacks,omitempty"`
-	RolledBackPages uint64                 `protobuf:"varint,21,opt,name=rolled_back_pages,json=rolledBackPages,proto3" json:"rolled_back_pages,omitempty"`
-	FailedCloses    uint64                 `protobuf:"varint,22,opt,name=failed_closes,json=failedCloses,proto3" json:"failed_closes,omitempty"` // last closes whose commit failed
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Version            string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`                    // of the daemon
+	Pid                int64                  `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`                           // of the daemon
+	OwnerUid           uint32                 `protobuf:"varint,3,opt,name=owner_uid,json=ownerUid,proto3" json:"owner_uid,omitempty"` // who mounted
+	Pool               string                 `protobuf:"bytes,4,opt,name=pool,proto3" json:"pool,omitempty"`                          // directory of the pool
+	Mountpoint         string                 `protobuf:"bytes,5,opt,name=mountpoint,proto3" json:"mountpoint,omitempty"`              // empty for a pool that is not mounted
+	Started            int64                  `protobuf:"varint,6,opt,name=started,proto3" json:"started,omitempty"`
+	Medium             string                 `protobuf:"bytes,7,opt,name=medium,proto3" json:"medium,omitempty"`          // "file", "tmpfs", "dax"
+	Volatile           bool                   `protobuf:"varint,8,opt,name=volatile,proto3" json:"volatile,omitempty"`     // nothing survives power loss
+	Generation         uint64                 `protobuf:"varint,9,opt,name=generation,proto3" json:"generation,omitempty"` // times the pool was opened for writing
+	SizeBytes          uint64                 `protobuf:"varint,10,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	FreeBytes          uint64                 `protobuf:"varint,11,opt,name=free_bytes,json=freeBytes,proto3" json:"free_bytes,omitempty"`
+	Inodes             uint64                 `protobuf:"varint,12,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	OpenFiles          uint64                 `protobuf:"varint,13,opt,name=open_files,json=openFiles,proto3" json:"open_files,omitempty"`
+	OpenHandles        uint64                 `protobuf:"varint,14,opt,name=open_handles,json=openHandles,proto3" json:"open_handles,omitempty"`
+	DirtyPages         uint64                 `protobuf:"varint,15,opt,name=dirty_pages,json=dirtyPages,proto3" json:"dirty_pages,omitempty"`
+	PoisonedFiles      uint64                 `protobuf:"varint,16,opt,name=poisoned_files,json=poisonedFiles,proto3" json:"poisoned_files,omitempty"`
+	OnClose            string                 `protobuf:"bytes,17,opt,name=on_close,json=onClose,proto3" json:"on_close,omitempty"` // default of the mount: "rollback" or "commit"
+	ReadOnly           bool                   `protobuf:"varint,18,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Commits            uint64                 `protobuf:"varint,19,opt,name=commits,proto3" json:"commits,omitempty"` // since the start, as all that follow
+	Rollbacks          uint64                 `protobuf:"varint,20,opt,name=rollbacks,proto3" json:"rollbacks,omitempty"`
+	RolledBackPages    uint64                 `protobuf:"varint,21,opt,name=rolled_back_pages,json=rolledBackPages,proto3" json:"rolled_back_pages,omitempty"`
+	FailedCloses       uint64                 `protobuf:"varint,22,opt,name=failed_closes,json=failedCloses,proto3" json:"failed_closes,omitempty"` // last closes whose commit failed
+	PagesCommitted     uint64                 `protobuf:"varint,23,opt,name=pages_committed,json=pagesCommitted,proto3" json:"pages_committed,omitempty"`
+	PagesUnchanged     uint64                 `protobuf:"varint,24,opt,name=pages_unchanged,json=pagesUnchanged,proto3" json:"pages_unchanged,omitempty"` // that arrived but equal what was there
+	MediumBytesWritten uint64                 `protobuf:"varint,25,opt,name=medium_bytes_written,json=mediumBytesWritten,proto3" json:"medium_bytes_written,omitempty"`
+	MediumFlushes      uint64                 `protobuf:"varint,26,opt,name=medium_flushes,json=mediumFlushes,proto3" json:"medium_flushes,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -413,6 +417,34 @@ func (x *StatusResponse) GetRolledBackPages() uint64 {
 func (x *StatusResponse) GetFailedCloses() uint64 {
 	if x != nil {
 		return x.FailedCloses
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetPagesCommitted() uint64 {
+	if x != nil {
+		return x.PagesCommitted
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetPagesUnchanged() uint64 {
+	if x != nil {
+		return x.PagesUnchanged
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetMediumBytesWritten() uint64 {
+	if x != nil {
+		return x.MediumBytesWritten
+	}
+	return 0
+}
+
+func (x *StatusResponse) GetMediumFlushes() uint64 {
+	if x != nil {
+		return x.MediumFlushes
 	}
 	return 0
 }
@@ -2334,7 +2366,7 @@ const file_control_proto_rawDesc = "" +
 	"\rcontrol.proto\x12\x12rpmemfs.control.v1\"A\n" +
 	"\vErrorDetail\x122\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1a.rpmemfs.control.v1.ReasonR\x06reason\"\x0f\n" +
-	"\rStatusRequest\"\x9c\x05\n" +
+	"\rStatusRequest\"\xc7\x06\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x03R\x03pid\x12\x1b\n" +
@@ -2366,7 +2398,11 @@ const file_control_proto_rawDesc = "" +
 	"\acommits\x18\x13 \x01(\x04R\acommits\x12\x1c\n" +
 	"\trollbacks\x18\x14 \x01(\x04R\trollbacks\x12*\n" +
 	"\x11rolled_back_pages\x18\x15 \x01(\x04R\x0frolledBackPages\x12#\n" +
-	"\rfailed_closes\x18\x16 \x01(\x04R\ffailedCloses\"\x1f\n" +
+	"\rfailed_closes\x18\x16 \x01(\x04R\ffailedCloses\x12'\n" +
+	"\x0fpages_committed\x18\x17 \x01(\x04R\x0epagesCommitted\x12'\n" +
+	"\x0fpages_unchanged\x18\x18 \x01(\x04R\x0epagesUnchanged\x120\n" +
+	"\x14medium_bytes_written\x18\x19 \x01(\x04R\x12mediumBytesWritten\x12%\n" +
+	"\x0emedium_flushes\x18\x1a \x01(\x04R\rmediumFlushes\"\x1f\n" +
 	"\vStatRequest\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\"\xf6\x03\n" +
 	"\x04File\x12\x10\n" +

@@ -39,10 +39,7 @@ type Crashable struct {
 	written uint64
 }
 
-var (
-	_ Media   = (*Crashable)(nil)
-	_ Counter = (*Crashable)(nil)
-)
+var _ Media = (*Crashable)(nil)
 
 type crashWrite struct {
 	off  int64

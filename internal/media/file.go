@@ -34,7 +34,6 @@ type File struct {
 var (
 	_ Media     = (*File)(nil)
 	_ Discarder = (*File)(nil)
-	_ Counter   = (*File)(nil)
 )
 
 // newFile takes f over if it succeeds.

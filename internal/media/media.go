@@ -57,6 +57,8 @@ type Media interface {
 	Kind() string
 	// Volatile tells that a flush outlives processes but not power.
 	Volatile() bool
+	// Stats counts since the medium was opened.
+	Stats() Stats
 	Close() error
 }
 
@@ -73,9 +75,6 @@ type Stats struct {
 	BytesWritten uint64
 	Flushes      uint64 // flushes of the medium; concurrent callers share one
 }
-
-// A Counter is a Media that counts.
-type Counter interface{ Stats() Stats }
 
 // Options says how Open opens a medium. The zero value opens it for writing.
 type Options struct {

@@ -89,10 +89,8 @@ func exercise(t *testing.T, m Media) {
 			t.Errorf("WriteAt(8 bytes, %d) = %v, want ErrRange", off, err)
 		}
 	}
-	if c, ok := m.(Counter); ok {
-		if got, want := c.Stats(), (Stats{BytesWritten: uint64(len(want)) + 8, Flushes: 1}); got != want {
-			t.Errorf("Stats() = %+v, want %+v", got, want)
-		}
+	if got, want := m.Stats(), (Stats{BytesWritten: uint64(len(want)) + 8, Flushes: 1}); got != want {
+		t.Errorf("Stats() = %+v, want %+v", got, want)
 	}
 	if d, ok := m.(Discarder); ok {
 		if err := d.Discard(4096, 8192); err != nil {

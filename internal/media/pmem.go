@@ -50,7 +50,6 @@ type Pmem struct {
 var (
 	_ Media     = (*Pmem)(nil)
 	_ Discarder = (*Pmem)(nil)
-	_ Counter   = (*Pmem)(nil)
 )
 
 // A span is the bytes from start up to end.

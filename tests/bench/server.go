@@ -76,28 +76,6 @@ func (s *server) kill() {
 	_ = s.cmd.Wait()         // "signal: killed"
 }
 
-// rssBytes returns the daemon's resident memory now and at its peak.
-func (s *server) rssBytes() (now, peak int64, err error) {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
-	if err != nil {
-		return 0, 0, err
-	}
-	for line := range strings.Lines(string(status)) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 {
-			continue
-		}
-		n, _ := strconv.ParseInt(fields[1], 10, 64) // 0: not a number
-		switch fields[0] {
-		case "VmRSS:":
-			now = n << 10
-		case "VmHWM:":
-			peak = n << 10
-		}
-	}
-	return now, peak, nil
-}
-
 // mount starts rpmemfs on a pool of the bench.
 func (b *bench) mount(pool string, args ...string) (*server, error) {
 	mnt := filepath.Join(b.dir, "mnt")
@@ -167,22 +145,6 @@ func (b *bench) abandon() {
 // discard removes pool and files of a measurement.
 func (b *bench) discard() error {
 	return errors.Join(os.RemoveAll(filepath.Join(b.dir, "pool")), os.RemoveAll(filepath.Join(b.dir, "original")))
-}
-
-// written returns how many bytes the daemon has written by system calls: pages,
-// records and tables to the pool, its directory, and answers to the kernel, which
-// are small where nothing is read.
-func (s *server) written() (int64, error) {
-	io, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", s.cmd.Process.Pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(io)) {
-		if n, ok := strings.CutPrefix(line, "wchar: "); ok {
-			return strconv.ParseInt(strings.TrimSpace(n), 10, 64)
-		}
-	}
-	return 0, fmt.Errorf("no wchar in %q", io)
 }
 
 // A storer is a running helper of tests/c/store.c on one file.

@@ -84,7 +84,7 @@ func whereStuck(pid int) string {
 	return b.String()
 }
 
-// statusKB returns a field of /proc/PID/status, such as VmHWM, in KiB.
+// statusKB returns a field of /proc/PID/status, such as RssAnon, in KiB.
 func statusKB(pid int, field string) (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {

@@ -40,13 +40,21 @@ const (
 	Written
 )
 
-// A Store keeps one region's pages; rdmacache.Cache is one.
+// A Store keeps one region's pages; rdmacache.Cache is one. Only one sealed epoch
+// exists at a time.
 type Store interface {
 	// Seal ends the open epoch, as far as scope reaches, and returns the ID it
 	// will commit as. dirty is false if there was nothing to seal; then id is
-	// the last committed epoch. Only one sealed epoch exists at a time.
+	// the last committed epoch.
 	Seal(ctx context.Context, scope Scope) (id ID, dirty bool, err error)
-	// Commit makes the sealed epoch durable. An error that matches ErrPoisoned is
-	// final; after any other (no space) the pages are in the open epoch again.
-	Commit(ctx context.Context, id ID) error
+	// Freeze seals the whole open epoch at a barrier. Pages that were captured at
+	// the barrier may still join it until Commit.
+	Freeze(ctx context.Context) (ID, error)
+	// Thaw puts a frozen epoch back into the open one.
+	Thaw(ctx context.Context, id ID)
+	// Commit makes the sealed epoch durable and returns the last committed one: a
+	// frozen epoch that changed nothing does not count. An error that matches
+	// ErrPoisoned is final; after any other (no space) the pages are in the open
+	// epoch again.
+	Commit(ctx context.Context, id ID) (ID, error)
 }

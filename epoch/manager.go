@@ -2,6 +2,7 @@ package epoch
 
 import (
 	"context"
+	"errors"
 	"sync"
 )
 
@@ -54,7 +55,47 @@ func (m *Manager) run(ctx context.Context, scope Scope) (ID, error) {
 	if err != nil || !dirty {
 		return id, err
 	}
-	return id, m.store.Commit(ctx, id)
+	return m.store.Commit(ctx, id)
+}
+
+// ErrNoSeal reports a barrier that ended without a seal.
+var ErrNoSeal = errors.New("epoch: the barrier ended without a seal")
+
+// Barrier commits the open epoch as it is at a barrier, and returns the last
+// committed epoch. quiesce stops whoever stores to the region, calls seal once,
+// and lets them go on. It returns when every page that was captured at the barrier
+// has joined the epoch; after an error the epoch is open again.
+//
+// Other commits wait from the seal on, not while participants are still arriving:
+// one of them may be in an fsync.
+func (m *Manager) Barrier(ctx context.Context, quiesce func(ctx context.Context, seal func() (ID, error)) error) (ID, error) {
+	var sealed ID
+	locked := false
+	defer func() {
+		if locked {
+			m.commitMu.Unlock()
+		}
+	}()
+	err := quiesce(ctx, func() (id ID, err error) {
+		if locked {
+			return 0, errors.New("epoch: sealed twice at one barrier")
+		}
+		m.commitMu.Lock()
+		locked = true
+		sealed, err = m.store.Freeze(ctx)
+		return sealed, err
+	})
+	ctx = context.WithoutCancel(ctx)
+	switch {
+	case err != nil && sealed != 0:
+		m.store.Thaw(ctx, sealed)
+		return 0, err
+	case err != nil:
+		return 0, err
+	case sealed == 0:
+		return 0, ErrNoSeal
+	}
+	return m.store.Commit(ctx, sealed)
 }
 
 // Exclusive runs f while no commit is under way.

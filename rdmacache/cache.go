@@ -75,6 +75,10 @@ type Cache struct {
 	shape      bool // size, cut or mtime differ from what is committed or sealed
 	frames     int
 	discarding bool
+	discarded  int64 // Monotonic at the end of the last discard
+	capturing  int   // programs that capture
+	lossy      bool  // see Lossy
+	past       past
 	doomed     error // the open epoch lacks pages and cannot commit
 	stats      Stats
 }
@@ -90,17 +94,22 @@ type dirty struct {
 	frame   []byte      // its bytes, until pushed
 	hole    bool        // all zero, no slot
 	pushing bool
+	whole   bool  // has every store through a mapping up to when
+	when    int64 // Monotonic at which the bytes were right
 	source  Source
 	under   *dirty // sealed pages: the written page that a mapped one hides
 }
 
 // sealed is the epoch on its way to the pool.
 type sealed struct {
-	id    epoch.ID
-	pages layer
-	size  int64
-	cut   uint64
-	mtime int64
+	id      epoch.ID
+	pages   layer
+	size    int64
+	cut     uint64
+	mtime   int64
+	changed bool // size, cut or mtime differ from what is committed
+	frozen  bool // captured pages still join it
+	past    past
 }
 
 // Stats counts since the Cache was made.
@@ -121,7 +130,7 @@ func New(cfg Config) *Cache {
 	c := &Cache{
 		conn: cfg.Conn, image: cfg.Image, limit: max(16, int(cfg.FrameBytes/PageSize)),
 		logger: cfg.Log, now: cfg.Now,
-		written: layer{}, mapped: layer{},
+		written: layer{}, mapped: layer{}, past: newPast(),
 	}
 	if c.logger == nil {
 		c.logger = slog.New(slog.DiscardHandler)
@@ -193,6 +202,13 @@ func (c *Cache) Dirty() (mapped, written int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return len(c.mapped), len(c.written)
+}
+
+// frozen says whether captured pages still join the sealed epoch.
+func (c *Cache) frozen() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sealed != nil && c.sealed.frozen
 }
 
 // DirtyScope says whether a commit of scope would change anything.
@@ -288,6 +304,7 @@ func (c *Cache) discard(invalidate func() error, all bool) (pages int, err error
 	c.gate.Lock()
 	c.mu.Lock()
 	c.discarding = false
+	c.discarded = Monotonic()
 	pages = int(c.stats.Discarded - before)
 	c.mu.Unlock()
 	c.gate.Unlock()

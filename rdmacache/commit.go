@@ -28,10 +28,20 @@ func (c *Cache) Seal(_ context.Context, scope epoch.Scope) (id epoch.ID, dirty b
 	if !c.dirtyLocked(scope) {
 		return id, false, nil
 	}
-	if c.sealed != nil {
-		return 0, false, fmt.Errorf("region %d: epoch %d is sealed already", c.image.ID(), c.sealed.id)
+	s, err := c.sealLocked(id+1, scope)
+	if err != nil {
+		return 0, false, err
 	}
-	s := &sealed{id: id + 1, pages: c.written, size: c.size, cut: c.cut, mtime: c.mtime}
+	return s.id, true, nil
+}
+
+// sealLocked moves the layers that scope reaches below the open epoch. gate is held
+// exclusively, and mu.
+func (c *Cache) sealLocked(id epoch.ID, scope epoch.Scope) (*sealed, error) {
+	if c.sealed != nil {
+		return nil, fmt.Errorf("region %d: epoch %d is sealed already", c.image.ID(), c.sealed.id)
+	}
+	s := &sealed{id: id, pages: c.written, size: c.size, cut: c.cut, mtime: c.mtime, changed: c.shape, past: newPast()}
 	c.written = layer{}
 	if scope == epoch.All {
 		if len(s.pages) == 0 {
@@ -44,21 +54,33 @@ func (c *Cache) Seal(_ context.Context, scope epoch.Scope) (id epoch.ID, dirty b
 		}
 		c.mapped = layer{}
 	}
+	if c.capturing > 0 {
+		for no, d := range s.pages { // copies from before still lose against them
+			c.past.same[no] = sameAs{d.when, d.whole}
+		}
+	}
 	c.sealed = s
 	c.cut, c.shape = region.NoPage, false
-	return s.id, true, nil
+	return s, nil
 }
 
 // Commit makes the sealed epoch durable: it pushes what still waits in frames,
 // and appends the epoch's record. Without space the epoch is open again.
-func (c *Cache) Commit(ctx context.Context, id epoch.ID) error {
+func (c *Cache) Commit(ctx context.Context, id epoch.ID) (epoch.ID, error) {
 	start := c.now()
 	c.mu.Lock()
 	s := c.sealed
-	c.mu.Unlock()
 	if s == nil || s.id != id {
-		return fmt.Errorf("region %d: epoch %d is not sealed", c.image.ID(), id)
+		c.mu.Unlock()
+		return 0, fmt.Errorf("region %d: epoch %d is not sealed", c.image.ID(), id)
 	}
+	s.frozen = false // no page joins it any more
+	if len(s.pages) == 0 && !s.changed {
+		c.sealed = nil
+		c.mu.Unlock()
+		return id - 1, nil
+	}
+	c.mu.Unlock()
 	frames, err := c.pushSealed(ctx, s)
 	if err == nil {
 		change := region.Change{Size: uint64(s.size), Mtime: s.mtime, Cut: s.cut, Pages: make([]region.PageChange, 0, len(s.pages))}
@@ -76,7 +98,7 @@ func (c *Cache) Commit(ctx context.Context, id epoch.ID) error {
 		if !errors.Is(err, epoch.ErrPoisoned) {
 			c.unseal(s)
 		}
-		return err
+		return 0, err
 	}
 	var freed []region.Slot
 	c.mu.Lock()
@@ -92,7 +114,7 @@ func (c *Cache) Commit(ctx context.Context, id epoch.ID) error {
 	c.stats.LastCommit = c.now().Sub(start).Round(time.Microsecond)
 	c.mu.Unlock()
 	c.image.Release(freed...)
-	return nil
+	return id, nil
 }
 
 // pushSealed pushes the frames of a sealed epoch and returns their number. The
@@ -149,6 +171,7 @@ func (c *Cache) unseal(s *sealed) {
 		}
 	}
 	c.cut = min(c.cut, s.cut)
+	c.past.join(s.past)
 	c.shape = c.shape || s.size != int64(c.image.State().Size) || s.cut != region.NoPage
 	c.sealed = nil
 	c.mu.Unlock()

@@ -17,9 +17,10 @@ type place struct {
 type view int
 
 const (
-	viewSealed  view = iota // what the open epoch began with, truncated as it was since
-	viewWritten             // and what write(2) changed since
-	viewNewest              // and what mappings did
+	viewCommitted view = iota // what the sealed epoch began with, truncated as it was since
+	viewSealed                // what the open epoch began with, truncated as it was since
+	viewWritten               // and what write(2) changed since
+	viewNewest                // and what mappings did
 )
 
 // overlaid returns where the layers of v above the committed image keep page.
@@ -31,11 +32,11 @@ func (c *Cache) overlaid(page uint64, v view) (d *dirty, found bool) {
 	if d := c.written[page]; d != nil && v >= viewWritten {
 		return d, true
 	}
-	if page >= c.cut {
+	if page >= c.cut && v > viewCommitted {
 		return nil, true
 	}
 	if s := c.sealed; s != nil {
-		if d := s.pages[page]; d != nil {
+		if d := s.pages[page]; d != nil && v > viewCommitted {
 			return d, true
 		}
 		if page >= s.cut {

@@ -27,6 +27,7 @@ func (c *Cache) Truncate(ctx context.Context, size int64) error {
 	if size < old {
 		end := uint64(size+PageSize-1) / PageSize
 		c.cut = min(c.cut, end)
+		c.past.cut, c.past.cutAt, c.lossy = min(c.past.cut, end), Monotonic(), true
 		for _, l := range []layer{c.written, c.mapped} {
 			for no, d := range l {
 				if no >= end {
@@ -67,7 +68,7 @@ func (c *Cache) zero(ctx context.Context, off, n int64) error {
 		if at.frame == nil && at.entry.Slot == 0 {
 			continue
 		}
-		if err := c.change(ctx, page, src, func(b []byte) { clear(b[off%PageSize : off%PageSize+n]) }); err != nil {
+		if err := c.change(ctx, page, src, false, func(b []byte) { clear(b[off%PageSize : off%PageSize+n]) }); err != nil {
 			return err
 		}
 	}
@@ -169,15 +170,16 @@ func (k *kept) next(ctx context.Context, page uint64) (uint64, error) {
 
 // punchPage makes one page a hole, in all layers of the open epoch.
 func (c *Cache) punchPage(ctx context.Context, page uint64) error {
-	d := &dirty{hole: true, crc: zeroCRC, source: FromWrite}
-	same, err := c.unchanged(ctx, page, d, zeroPage[:])
+	when := Monotonic()
+	d := &dirty{hole: true, crc: zeroCRC, source: FromWrite, when: when}
+	same, err := c.unchanged(ctx, page, viewSealed, d, zeroPage[:])
 	if err != nil {
 		return err
 	}
 	if same {
 		d = nil
 	}
-	c.install(page, []*dirty{d}, FromWrite)
+	c.install(page, []*dirty{d}, FromWrite, when)
 	return nil
 }
 

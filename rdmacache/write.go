@@ -141,11 +141,12 @@ func (c *Cache) writePages(ctx context.Context, p []byte, page uint64, src Sourc
 	n := len(p) / PageSize
 	pages := make([]*dirty, n)
 	need := uint64(0)
+	when := Monotonic()
 	for i := range pages {
 		b := p[i*PageSize : (i+1)*PageSize]
-		d := &dirty{crc: region.Checksum(b), source: src}
+		d := &dirty{crc: region.Checksum(b), source: src, when: when, whole: src == FromMapping}
 		d.hole = d.crc == zeroCRC && bytes.Equal(b, zeroPage[:])
-		same, err := c.unchanged(ctx, page+uint64(i), d, b)
+		same, err := c.unchanged(ctx, page+uint64(i), below(src), d, b)
 		if err != nil {
 			return err
 		}
@@ -174,13 +175,17 @@ func (c *Cache) writePages(ctx context.Context, p []byte, page uint64, src Sourc
 	if err != nil {
 		return err
 	}
-	c.install(page, pages, src)
+	c.install(page, pages, src, when)
 	return nil
 }
 
-// unchanged says whether b is what already lies below the layer of d.source.
-func (c *Cache) unchanged(ctx context.Context, page uint64, d *dirty, b []byte) (bool, error) {
-	at, err := c.find(ctx, page, below(d.source))
+// unchanged says whether b is what v, the view below its layer, already shows. What
+// a frozen epoch will show is not known yet.
+func (c *Cache) unchanged(ctx context.Context, page uint64, v view, d *dirty, b []byte) (bool, error) {
+	if v > viewCommitted && c.frozen() {
+		return false, nil
+	}
+	at, err := c.find(ctx, page, v)
 	switch {
 	case err != nil:
 		return false, err
@@ -193,7 +198,7 @@ func (c *Cache) unchanged(ctx context.Context, page uint64, d *dirty, b []byte) 
 	}
 	// The checksums agree. Only the bytes can tell that nothing changed.
 	old := make([]byte, PageSize)
-	if err := c.readPage(ctx, page, below(d.source), old); err != nil {
+	if err := c.readPage(ctx, page, v, old); err != nil {
 		if errors.Is(err, region.ErrCorrupt) {
 			return false, nil // damaged: the new bytes mend it
 		}
@@ -264,8 +269,9 @@ func (c *Cache) keepFrames(p []byte, pages []*dirty) error {
 	return nil
 }
 
-// install puts whole pages into src's layer; nil ones equal what lies below.
-func (c *Cache) install(page uint64, pages []*dirty, src Source) {
+// install puts whole pages as of when into src's layer; nil ones equal what lies
+// below.
+func (c *Cache) install(page uint64, pages []*dirty, src Source, when int64) {
 	var freed []region.Slot
 	c.mu.Lock()
 	into := c.layerOf(src)
@@ -284,6 +290,9 @@ func (c *Cache) install(page uint64, pages []*dirty, src Source) {
 		if d == nil {
 			delete(into, no)
 			c.stats.PagesUnchanged++
+			if c.capturing > 0 {
+				c.past.same[no] = sameAs{when, src == FromMapping}
+			}
 			continue
 		}
 		into[no] = d
@@ -301,20 +310,23 @@ func (c *Cache) writePart(ctx context.Context, p []byte, off int64, src Source) 
 		hidden := c.mapped[page] != nil
 		c.mu.Unlock()
 		if hidden {
-			if err := c.change(ctx, page, FromMapping, func(b []byte) { copy(b[off%PageSize:], p) }); err != nil {
+			if err := c.change(ctx, page, FromMapping, false, func(b []byte) { copy(b[off%PageSize:], p) }); err != nil {
 				return err
 			}
 		}
 	}
-	return c.change(ctx, page, src, func(b []byte) { copy(b[off%PageSize:], p) })
+	// The kernel writes a part of a page back only where the file ends in it.
+	return c.change(ctx, page, src, src == FromMapping, func(b []byte) { copy(b[off%PageSize:], p) })
 }
 
-// change applies f to the bytes of a page in src's layer, in a frame. Its stripe
-// is held, or gate exclusively.
-func (c *Cache) change(ctx context.Context, page uint64, src Source, f func([]byte)) error {
+// change applies f to the bytes of a page in src's layer, in a frame; whole is as
+// in dirty. The page's stripe is held, or gate exclusively.
+func (c *Cache) change(ctx context.Context, page uint64, src Source, whole bool, f func([]byte)) error {
+	when := Monotonic()
 	c.mu.Lock()
 	if d := c.layerOf(src)[page]; d != nil && d.frame != nil && !d.pushing {
 		f(d.frame)
+		d.when, d.whole = when, whole
 		c.mu.Unlock()
 		return nil
 	}
@@ -329,7 +341,7 @@ func (c *Cache) change(ctx context.Context, page uint64, src Source, f func([]by
 		return err
 	}
 	f(b)
-	d := &dirty{frame: b, source: src}
+	d := &dirty{frame: b, source: src, when: when, whole: whole}
 	runs, err := c.image.Alloc(ctx, 1)
 	switch {
 	case err == nil:

@@ -37,6 +37,8 @@ var errnos = []struct {
 	{namespace.ErrTooBig, unix.E2BIG, false},
 	{namespace.ErrTooManyLinks, unix.EMLINK, false},
 	{volume.ErrBusy, unix.EBUSY, false},
+	{volume.ErrLost, unix.EOWNERDEAD, false},
+	{volume.ErrPermission, unix.EACCES, false},
 	{volume.ErrReadOnly, unix.EROFS, false},
 	{volume.ErrClosed, unix.ENODEV, false},
 	{volume.ErrNotRegular, unix.EINVAL, false},

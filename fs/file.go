@@ -20,20 +20,27 @@ import (
 // An openFile is what a file handle of the kernel stands for.
 type openFile struct {
 	*volume.Handle
-	opener uint32 // thread that opened it; 0 if it is in another pid namespace
+	opener int // process that opened it; 0 if it is in another pid namespace
 }
 
 func (r *rawFS) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	h, err := r.vol.Open(context.Background(), ino(&in.InHeader))
+	f, err := r.open(&in.InHeader, ino(&in.InHeader), in.Flags)
 	if err != nil {
 		return r.status("open", ino(&in.InHeader), err)
 	}
-	r.opened(h, in.Pid, out)
+	r.opened(f, out)
 	return fuse.OK
 }
 
-func (r *rawFS) opened(h *volume.Handle, pid uint32, out *fuse.OpenOut) {
-	out.Fh = r.addHandle(&openFile{h, pid})
+// open opens a file with the flags of open(2).
+func (r *rawFS) open(header *fuse.InHeader, file namespace.Ino, flags uint32) (*openFile, error) {
+	process := processOf(header.Pid)
+	h, err := r.vol.OpenBy(context.Background(), file, process, flags&unix.O_ACCMODE != unix.O_RDONLY)
+	return &openFile{h, process}, err
+}
+
+func (r *rawFS) opened(f *openFile, out *fuse.OpenOut) {
+	out.Fh = r.addHandle(f)
 	// The kernel's pages stay right from one open to the next: this mount is the
 	// only writer.
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
@@ -51,19 +58,19 @@ func (r *rawFS) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *f
 	if err != nil {
 		return r.status("create", parent, err)
 	}
-	h, err := r.vol.Open(ctx, a.Ino)
+	f, err := r.open(&in.InHeader, a.Ino, in.Flags)
 	if err != nil {
 		return r.status("create", a.Ino, err)
 	}
 	if existed && in.Flags&unix.O_TRUNC != 0 {
-		if err := h.Truncate(ctx, 0); err != nil {
-			h.Release(ctx)
+		if err := f.Truncate(ctx, 0); err != nil {
+			f.Release(ctx)
 			return r.status("create", a.Ino, err)
 		}
 		a.Size, a.Blocks = 0, 0
 	}
 	r.entry(a, &out.EntryOut)
-	r.opened(h, in.Pid, &out.OpenOut)
+	r.opened(f, &out.OpenOut)
 	return fuse.OK
 }
 
@@ -109,22 +116,25 @@ func (r *rawFS) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
 	if !ok {
 		return fuse.OK
 	}
-	err := f.Flush(context.Background(), sameProcess(f.opener, in.Pid))
-	return r.status("flush", f.Ino(), err)
+	byOpener := f.opener != 0 && f.opener == processOf(in.Pid)
+	return r.status("flush", f.Ino(), f.Flush(context.Background(), byOpener))
 }
 
-// sameProcess reports whether two threads, of which b is alive and waits for an
-// answer, belong to one process. It is false where that cannot be told.
-func sameProcess(a, b uint32) bool {
-	if a == 0 || b == 0 {
-		return false
+// processOf returns the process that a thread belongs to; the thread waits for an
+// answer, so it lives. 0 where that cannot be told.
+func processOf(thread uint32) int {
+	if thread == 0 {
+		return 0
 	}
-	if a == b {
-		return true
+	// pidfd_open(2) takes only the first thread of a process, which carries its
+	// number.
+	if fd, err := unix.PidfdOpen(int(thread), 0); err == nil {
+		_ = unix.Close(fd) // nothing was done with it
+		return int(thread)
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", b))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", thread))
 	if err != nil {
-		return false
+		return 0
 	}
 	for lines := bufio.NewScanner(bytes.NewReader(status)); lines.Scan(); {
 		tgid, ok := bytes.CutPrefix(lines.Bytes(), []byte("Tgid:"))
@@ -133,12 +143,11 @@ func sameProcess(a, b uint32) bool {
 		}
 		process, err := strconv.Atoi(string(bytes.TrimSpace(tgid)))
 		if err != nil {
-			return false
+			return 0
 		}
-		_, err = os.Stat(fmt.Sprintf("/proc/%d/task/%d", process, a))
-		return err == nil
+		return process
 	}
-	return false
+	return 0
 }
 
 func (r *rawFS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {

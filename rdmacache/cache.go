@@ -1,6 +1,7 @@
 package rdmacache
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -80,6 +81,7 @@ type Cache struct {
 	lossy      bool  // see Lossy
 	past       past
 	doomed     error // the open epoch lacks pages and cannot commit
+	condemned  error // the open epoch must not commit
 	stats      Stats
 }
 
@@ -237,7 +239,7 @@ func (c *Cache) Err() error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.doomed
+	return cmp.Or(c.condemned, c.doomed)
 }
 
 // doom notes that pages of the open epoch were lost: committing the rest would
@@ -249,6 +251,13 @@ func (c *Cache) doom(cause error) {
 		c.doomed = fmt.Errorf("region %d: the open epoch is incomplete, roll it back: %w", c.image.ID(), cause)
 		c.logger.Error("write-back failed; the open epoch cannot commit", "region", c.image.ID(), "err", cause)
 	}
+}
+
+// Condemn makes every commit of the open epoch fail with cause until Discard.
+func (c *Cache) Condemn(cause error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.condemned = fmt.Errorf("region %d: %w", c.image.ID(), cause)
 }
 
 // drop forgets a page of the overlay. mu is held; the caller releases the slot.
@@ -290,6 +299,7 @@ func (c *Cache) discard(invalidate func() error, all bool) (pages int, err error
 		}
 		c.written = layer{}
 		c.reset()
+		c.condemned = nil
 	}
 	c.doomed = nil
 	c.discarding = true

@@ -28,6 +28,9 @@ func (c *Cache) Seal(_ context.Context, scope epoch.Scope) (id epoch.ID, dirty b
 	if !c.dirtyLocked(scope) {
 		return id, false, nil
 	}
+	if c.condemned != nil {
+		return 0, false, c.condemned
+	}
 	s, err := c.sealLocked(id+1, scope)
 	if err != nil {
 		return 0, false, err

@@ -35,6 +35,15 @@ func (v *Volume) Commit(ctx context.Context, ino namespace.Ino) (epoch.ID, error
 		return 0, err
 	}
 	defer v.release(f)
+	return v.commitAll(ctx, f)
+}
+
+// commitAll commits the whole open epoch of a file: at a barrier, if programs with
+// restart points are attached.
+func (v *Volume) commitAll(ctx context.Context, f *file) (epoch.ID, error) {
+	if id, handled, err := v.checkpointMembers(ctx, f, 0); handled {
+		return id, err
+	}
 	return v.commit(ctx, f, epoch.All)
 }
 
@@ -46,8 +55,8 @@ func (v *Volume) CommitAll(ctx context.Context) (files int, err error) {
 	}
 	var errs []error
 	for _, f := range v.inUse() {
-		if f.cache.DirtyScope(epoch.All) {
-			if _, err := v.commit(ctx, f, epoch.All); err != nil {
+		if f.cache.DirtyScope(epoch.All) || v.isAttached(f) {
+			if _, err := v.commitAll(ctx, f); err != nil {
 				errs = append(errs, fmt.Errorf("commit file %d: %w", f.ino, err))
 			} else {
 				files++
@@ -106,5 +115,8 @@ func (v *Volume) Rollback(ctx context.Context, ino namespace.Ino) (pages int, er
 		return 0, err
 	}
 	defer v.release(f)
+	if v.isAttached(f) {
+		return 0, fmt.Errorf("roll back file %d: %w: programs are attached to it; stop them first", ino, ErrBusy)
+	}
 	return v.discard(f, f.cache.Discard)
 }

@@ -56,7 +56,7 @@ func (v *Volume) Checkpoint(ctx context.Context, ino namespace.Ino, name string)
 	defer v.release(f)
 	f.treesMu.Lock()
 	defer f.treesMu.Unlock()
-	if _, err := v.commit(ctx, f, epoch.All); err != nil {
+	if _, err := v.commitAll(ctx, f); err != nil {
 		return region.Checkpoint{}, err
 	}
 	return v.saveCheckpoint(ctx, f, name)
@@ -177,7 +177,7 @@ func (v *Volume) Restore(ctx context.Context, ino namespace.Ino, name string, fo
 func (v *Volume) hold(ctx context.Context, f *file, force bool) error {
 	for {
 		v.mu.Lock()
-		if f.handles > 0 && !force {
+		if f.handles > 0 && !force || f.attached > 0 {
 			v.mu.Unlock()
 			return ErrBusy
 		}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strconv"
 
-	"github.com/rpmemfs/rpmemfs/epoch"
 	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/region"
 )
@@ -79,7 +78,7 @@ func (v *Volume) Clone(ctx context.Context, src namespace.Ino, checkpoint string
 	f.treesMu.Lock()
 	defer f.treesMu.Unlock()
 	if checkpoint == "" {
-		if _, err := v.commit(ctx, f, epoch.All); err != nil {
+		if _, err := v.commitAll(ctx, f); err != nil {
 			return namespace.Inode{}, err
 		}
 	}

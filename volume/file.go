@@ -29,13 +29,16 @@ type file struct {
 	treesMu sync.Mutex
 
 	// Guarded by Volume.mu.
-	refs     int           // handles and calls that use the file
-	handles  int           // of programs
-	settling chan struct{} // not nil while the last close or a restore runs; closed then
-	left     chan struct{} // not nil once the file leaves the table; closed when it has
-	place    *list.Element // in Volume.idle while refs is 0
-	pending  bool          // the last close could not commit: to be retried
-	maintain bool          // changed since the last Maintain
+	refs      int                  // handles and calls that use the file
+	handles   int                  // of programs
+	writers   map[*Handle]struct{} // those that may store
+	attached  int                  // attachments
+	condemned chan struct{}        // not nil while the open epoch must be rolled back; closed then
+	settling  chan struct{}        // not nil while the last close or a restore runs; closed then
+	left      chan struct{}        // not nil once the file leaves the table; closed when it has
+	place     *list.Element        // in Volume.idle while refs is 0
+	pending   bool                 // the last close could not commit: to be retried
+	maintain  bool                 // changed since the last Maintain
 }
 
 // loaded reports whether ready is closed and loading was a success.
@@ -66,7 +69,7 @@ func (v *Volume) acquireAny(ctx context.Context, ino namespace.Ino) (*file, erro
 		v.mu.Lock()
 		f := v.files[ino]
 		if f == nil {
-			f = &file{ino: ino, refs: 1, ready: make(chan struct{})}
+			f = &file{ino: ino, refs: 1, ready: make(chan struct{}), writers: make(map[*Handle]struct{})}
 			v.files[ino] = f
 			v.mu.Unlock()
 			return f, v.load(ctx, f)
@@ -234,13 +237,18 @@ func (v *Volume) commit(ctx context.Context, f *file, scope epoch.Scope) (epoch.
 		return 0, err
 	}
 	if dirty {
-		v.mu.Lock()
-		v.counters.Commits++
-		f.maintain = true
-		v.mu.Unlock()
-		if f.image.Due() {
-			v.wake()
-		}
+		v.committed(f)
 	}
 	return id, nil
+}
+
+// committed notes that a file has a new epoch.
+func (v *Volume) committed(f *file) {
+	v.mu.Lock()
+	v.counters.Commits++
+	f.maintain = true
+	v.mu.Unlock()
+	if f.image.Due() {
+		v.wake()
+	}
 }

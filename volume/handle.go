@@ -15,22 +15,49 @@ import (
 type Handle struct {
 	v *Volume
 	f *file
+
+	process int // that opened it; 0 if unknown, or none
 }
 
-// Open opens a regular file. It waits while the last close of the file before is
-// still under way, so that no program sees stores that are being rolled back.
+// OpenBy is Open by a process, 0 if it is unknown, that may store to the file if
+// writes.
+func (v *Volume) OpenBy(ctx context.Context, ino namespace.Ino, process int, writes bool) (*Handle, error) {
+	h, err := v.Open(ctx, ino)
+	if err != nil {
+		return nil, err
+	}
+	h.process = process
+	if writes {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		h.f.writers[h] = struct{}{}
+	}
+	return h, nil
+}
+
+// Open opens a regular file. It waits while the last close of the file before, or a
+// rollback after the death of a program that was attached, is still under way, so
+// that no program sees stores that are being rolled back.
 func (v *Volume) Open(ctx context.Context, ino namespace.Ino) (*Handle, error) {
 	f, err := v.acquire(ctx, ino)
 	if err != nil {
 		return nil, err
 	}
 	for {
+		if err := v.settleMembers(ctx, f); err != nil {
+			v.release(f)
+			return nil, err
+		}
 		v.mu.Lock()
 		wait := f.settling
-		if wait == nil {
+		if wait == nil && f.condemned == nil {
 			f.handles++
 			v.mu.Unlock()
-			return &Handle{v, f}, nil
+			return &Handle{v: v, f: f}, nil
+		}
+		if wait == nil {
+			v.mu.Unlock()
+			continue
 		}
 		v.mu.Unlock()
 		if err := await(ctx, wait); err != nil {
@@ -62,9 +89,14 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64, src rdmacache.S
 	return n, err
 }
 
-// Sync commits everything stored in the file, as one epoch.
+// Sync commits everything stored in the file, as one epoch: at a barrier, if
+// programs with restart points are attached and the process that asks is not one of
+// them.
 func (h *Handle) Sync(ctx context.Context) error {
-	_, err := h.v.commit(ctx, h.f, epoch.All)
+	_, handled, err := h.v.checkpointMembers(ctx, h.f, h.process)
+	if !handled {
+		_, err = h.v.commit(ctx, h.f, epoch.All)
+	}
 	return err
 }
 
@@ -148,6 +180,7 @@ func (h *Handle) Release(ctx context.Context) {
 	defer v.release(f)
 	for {
 		v.mu.Lock()
+		delete(f.writers, h)
 		wait := f.settling
 		switch {
 		case v.closed:

@@ -95,10 +95,14 @@ type Config struct {
 	ReadOnly bool
 	// MaxIdle is how many regions stay open without a handle; 0 means 256.
 	MaxIdle int
-	// Mountpoint and Socket are what the virtual attributes of those names tell.
-	Mountpoint, Socket string
-	Log                *slog.Logger     // nil discards
-	Now                func() time.Time // nil is time.Now
+	// Interval is the time between the epochs of programs attached to a file that
+	// does not say itself; 0 is none.
+	Interval time.Duration
+	// Mountpoint, Socket and AttachSocket are what the virtual attributes of those
+	// names tell.
+	Mountpoint, Socket, AttachSocket string
+	Log                              *slog.Logger     // nil discards
+	Now                              func() time.Time // nil is time.Now
 }
 
 // A Volume serves one pool. It is safe for concurrent use.
@@ -115,6 +119,8 @@ type Volume struct {
 	log  *slog.Logger
 	now  func() time.Time
 	work chan struct{} // wakes Run; has room for one
+
+	members Members // set before the first request
 
 	// familyMu keeps what relatives reach in place while one of them looks for
 	// slots that nothing reaches: held for reading by that walk, for writing while
@@ -160,6 +166,7 @@ func New(cfg Config) *Volume {
 		now:     cfg.Now,
 		work:    make(chan struct{}, 1),
 		kernel:  noKernel{},
+		members: noMembers{},
 		files:   make(map[namespace.Ino]*file),
 		idle:    list.New(),
 		known:   make(map[namespace.Ino]uint64),

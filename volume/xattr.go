@@ -3,9 +3,11 @@ package volume
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/rpmemfs/rpmemfs/namespace"
 )
@@ -28,7 +30,12 @@ const (
 	XattrIno         = xattrPrefix + "ino"         // decimal
 	XattrSocket      = xattrPrefix + "socket"      // path of the control socket
 	XattrMountpoint  = xattrPrefix + "mountpoint"
-	XattrMedium      = xattrPrefix + "medium" // "file", "tmpfs", "dax"
+	XattrAttach      = xattrPrefix + "attach" // path of the attach socket
+	// XattrInterval reads and sets the time between the epochs of programs that are
+	// attached, such as "64ms"; "0s" is none. Removing it goes back to what the
+	// mount says.
+	XattrInterval = xattrPrefix + "interval"
+	XattrMedium   = xattrPrefix + "medium" // "file", "tmpfs", "dax"
 
 	xattrCapability = "security.capability"
 	xattrACLPrefix  = "system.posix_acl_"
@@ -56,6 +63,13 @@ func (v *Volume) virtualXattr(ctx context.Context, ino namespace.Ino, name strin
 		return v.cfg.Mountpoint, nil
 	case XattrMedium:
 		return v.cfg.Conn.Medium().Kind, nil
+	case XattrAttach:
+		if v.cfg.AttachSocket == "" {
+			return "", namespace.ErrNoXattr
+		}
+		return v.cfg.AttachSocket, nil
+	case XattrInterval:
+		return v.Interval(ctx, ino).String(), nil
 	case XattrOnClose, XattrEpoch, XattrDirtyPages, XattrCheckpoints, XattrPoisoned:
 	default:
 		return "", namespace.ErrNoXattr
@@ -98,7 +112,8 @@ func (v *Volume) virtualXattr(ctx context.Context, ino namespace.Ino, name strin
 
 // Xattrs returns the names of the stored attributes.
 func (v *Volume) Xattrs(ctx context.Context, ino namespace.Ino) ([]string, error) {
-	return v.cfg.Pool.Xattrs(ctx, ino)
+	names, err := v.cfg.Pool.Xattrs(ctx, ino)
+	return slices.DeleteFunc(names, func(name string) bool { return strings.HasPrefix(name, xattrPrefix) }), err
 }
 
 // SetXattr sets an extended attribute, durably, or does what a virtual one stands
@@ -134,6 +149,11 @@ func (v *Volume) SetXattr(ctx context.Context, ino namespace.Ino, name string, v
 			return err
 		}
 		return v.setOnClose(ctx, ino, on)
+	case XattrInterval:
+		if _, err := parseInterval(string(value)); err != nil {
+			return err
+		}
+		return v.cfg.Pool.SetXattr(ctx, ino, name, value, flags)
 	}
 	return fmt.Errorf("set %s: %w", name, namespace.ErrInvalid)
 }
@@ -146,6 +166,8 @@ func (v *Volume) RemoveXattr(ctx context.Context, ino namespace.Ino, name string
 	switch {
 	case name == XattrOnClose:
 		return v.setOnClose(ctx, ino, namespace.OnCloseDefault)
+	case name == XattrInterval:
+		return v.cfg.Pool.RemoveXattr(ctx, ino, name)
 	case strings.HasPrefix(name, xattrPrefix):
 		return fmt.Errorf("remove %s: %w", name, namespace.ErrInvalid)
 	case strings.HasPrefix(name, xattrACLPrefix):
@@ -158,6 +180,29 @@ func (v *Volume) setOnClose(ctx context.Context, ino namespace.Ino, on namespace
 	_, err := v.cfg.Pool.Update(ctx, ino, func(n *namespace.Inode) { n.OnClose = on })
 	return err
 }
+
+// Interval returns the time between the epochs of programs attached to a file; 0 is
+// none.
+func (v *Volume) Interval(ctx context.Context, ino namespace.Ino) time.Duration {
+	if value, err := v.cfg.Pool.Xattr(ctx, ino, XattrInterval); err == nil {
+		if d, err := parseInterval(string(value)); err == nil {
+			return d
+		}
+	}
+	return v.cfg.Interval
+}
+
+// parseInterval reads what XattrInterval is set to.
+func parseInterval(text string) (time.Duration, error) {
+	d, err := time.ParseDuration(text)
+	if err != nil || d != 0 && d < MinInterval {
+		return 0, fmt.Errorf("interval %q, want a time of at least %v such as 64ms, or 0s: %w", text, MinInterval, namespace.ErrInvalid)
+	}
+	return d, nil
+}
+
+// MinInterval is the shortest time between epochs: a barrier takes about that long.
+const MinInterval = time.Millisecond
 
 func onCloseText(on namespace.OnClose) string {
 	if on == namespace.OnCloseCommit {

@@ -102,6 +102,9 @@ type dirty struct {
 	under   *dirty // sealed pages: the written page that a mapped one hides
 }
 
+// inFrame says whether the bytes of d, which may be nil, can be changed in place.
+func (d *dirty) inFrame() bool { return d != nil && d.frame != nil && !d.pushing }
+
 // sealed is the epoch on its way to the pool.
 type sealed struct {
 	id      epoch.ID

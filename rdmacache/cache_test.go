@@ -273,6 +273,13 @@ func TestFullPool(t *testing.T) {
 	if _, err := mgr.Commit(ctx, epoch.All); !errors.Is(err, region.ErrNoSpace) {
 		t.Fatalf("commit: got %v, want ErrNoSpace", err)
 	}
+	if n, err := c.WriteAt(ctx, []byte("part"), 8, rdmacache.FromWrite); n != 0 || !errors.Is(err, region.ErrNoSpace) {
+		t.Fatalf("write of a part of a page: %d, %v, want ErrNoSpace", n, err)
+	}
+	now := make([]byte, pageSize)
+	if _, err := c.ReadAt(ctx, now, 0); err != nil || !bytes.Equal(now, want[:pageSize]) {
+		t.Fatalf("a write that found no space changed the page, or %v", err)
+	}
 	if got := c.Committed(); got != 1 {
 		t.Fatalf("got epoch %d after the failed commit, want 1", got)
 	}

@@ -305,26 +305,39 @@ func (c *Cache) install(page uint64, pages []*dirty, src Source, when int64) {
 // in the rest of the page.
 func (c *Cache) writePart(ctx context.Context, p []byte, off int64, src Source) error {
 	page := uint64(off / PageSize)
-	if src == FromWrite {
-		c.mu.Lock()
-		hidden := c.mapped[page] != nil
-		c.mu.Unlock()
-		if hidden {
-			if err := c.change(ctx, page, FromMapping, false, func(b []byte) { copy(b[off%PageSize:], p) }); err != nil {
-				return err
-			}
-		}
+	f := func(b []byte) { copy(b[off%PageSize:], p) }
+	c.mu.Lock()
+	hidden := c.mapped[page] != nil
+	inPlace := c.mapped[page].inFrame() && c.written[page].inFrame()
+	c.mu.Unlock()
+	if src == FromMapping || !hidden {
+		// The kernel writes a part of a page back only where the file ends in it.
+		return c.change(ctx, page, src, src == FromMapping, nil, f)
 	}
-	// The kernel writes a part of a page back only where the file ends in it.
-	return c.change(ctx, page, src, src == FromMapping, func(b []byte) { copy(b[off%PageSize:], p) })
+	// Both copies change, or none for lack of space.
+	slots := [2]region.Slot{}
+	if !inPlace {
+		runs, err := c.image.Alloc(ctx, 2)
+		if err != nil {
+			return err
+		}
+		slots = [2]region.Slot{runs[0].Start, runs[len(runs)-1].End() - 1}
+	}
+	err := c.change(ctx, page, FromMapping, false, &slots[0], f)
+	if err == nil {
+		err = c.change(ctx, page, FromWrite, false, &slots[1], f)
+	}
+	c.image.Release(slots[:]...)
+	return err
 }
 
 // change applies f to the bytes of a page in src's layer, in a frame; whole is as
-// in dirty. The page's stripe is held, or gate exclusively.
-func (c *Cache) change(ctx context.Context, page uint64, src Source, whole bool, f func([]byte)) error {
+// in dirty. If it needs a slot it takes slot, if not nil, and sets it to 0. The
+// page's stripe is held, or gate exclusively.
+func (c *Cache) change(ctx context.Context, page uint64, src Source, whole bool, slot *region.Slot, f func([]byte)) error {
 	when := Monotonic()
 	c.mu.Lock()
-	if d := c.layerOf(src)[page]; d != nil && d.frame != nil && !d.pushing {
+	if d := c.layerOf(src)[page]; d.inFrame() {
 		f(d.frame)
 		d.when, d.whole = when, whole
 		c.mu.Unlock()
@@ -342,12 +355,16 @@ func (c *Cache) change(ctx context.Context, page uint64, src Source, whole bool,
 	}
 	f(b)
 	d := &dirty{frame: b, source: src, when: when, whole: whole}
-	runs, err := c.image.Alloc(ctx, 1)
-	switch {
-	case err == nil:
-		d.slot = runs[0].Start
-	case !errors.Is(err, region.ErrNoSpace) || src == FromWrite:
-		return err
+	if slot != nil {
+		d.slot, *slot = *slot, 0
+	} else {
+		runs, err := c.image.Alloc(ctx, 1)
+		switch {
+		case err == nil:
+			d.slot = runs[0].Start
+		case !errors.Is(err, region.ErrNoSpace) || src == FromWrite:
+			return err
+		}
 	}
 	c.mu.Lock()
 	if d.slot == 0 && c.frames >= c.limit {

@@ -10,9 +10,6 @@ import (
 // wantSeals keep the file's size, so that no access to the mapping is past its end.
 const wantSeals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
 
-// tmpfsMagic is what fstatfs calls a memfd that is not of huge pages.
-const tmpfsMagic = 0x01021994
-
 // An Entry tells of a page in the ring. All of it is the producer's word.
 type Entry struct {
 	Page uint64
@@ -35,14 +32,9 @@ func Open(fd int, frames uint32) (*Consumer, error) {
 	if size == 0 {
 		return nil, fmt.Errorf("%w: %d frames", ErrProtocol, frames)
 	}
-	// On another file system a page could be missing when it is read.
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(fd, &fs); err != nil {
-		return nil, fmt.Errorf("the ring's file system: %w", err)
-	}
 	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
-	if err != nil || fs.Type != tmpfsMagic {
-		return nil, fmt.Errorf("%w: not a memfd", ErrProtocol)
+	if err != nil {
+		return nil, fmt.Errorf("%w: not a memfd: %w", ErrProtocol, err)
 	}
 	if seals&wantSeals != wantSeals {
 		return nil, fmt.Errorf("%w: seals %#x, want %#x", ErrProtocol, seals, wantSeals)
@@ -51,6 +43,8 @@ func Open(fd int, frames uint32) (*Consumer, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, fmt.Errorf("the ring's size: %w", err)
 	}
+	// No ring has the size of whole huge pages, which may be missing when they are
+	// touched.
 	if st.Size != size {
 		return nil, fmt.Errorf("%w: %d bytes, want %d", ErrProtocol, st.Size, size)
 	}

@@ -261,76 +261,139 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// Each ring here is a good one but for what its name says.
 func TestOpenRefuses(t *testing.T) {
-	memfd := func(flags int, size int64, seals int) int {
+	const sealing = unix.MFD_ALLOW_SEALING
+	type change func(m *mapping)
+	keep := func(*mapping) {}
+	memfd := func(flags int, size int64, seals int, f change) int {
 		t.Helper()
 		fd, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC|flags)
 		if err != nil {
-			t.Skip("memfd_create:", err)
+			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = unix.Close(fd) })
 		if err := unix.Ftruncate(fd, size); err != nil {
 			t.Fatal(err)
 		}
-		if flags&unix.MFD_ALLOW_SEALING != 0 {
+		m := mapping{mem: make([]byte, headerSize), frames: 64}
+		m.putHeader()
+		f(&m)
+		if _, err := unix.Pwrite(fd, m.mem, 0); err != nil {
+			t.Fatal(err)
+		}
+		if flags&sealing != 0 {
 			if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
 				t.Fatal(err)
 			}
 		}
 		return fd
 	}
-	const sealing = unix.MFD_ALLOW_SEALING
+	good := memfd(sealing, Size(64), wantSeals, keep)
+	c, err := Open(good, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
 	file, err := os.CreateTemp(t.TempDir(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	if err := file.Truncate(Size(64)); err != nil {
-		t.Fatal(err)
-	}
-	p, _, _ := pair(t, 64)
-	other, _, _ := pair(t, 64)
-	other.word32(offVersion).Store(2)
-	more, _, _ := pair(t, 64)
-	more.word32(offFrames).Store(128)
 	for name, c := range map[string]struct {
 		fd     int
 		frames uint32
 	}{
-		"a file":             {int(file.Fd()), 64},
-		"no seals":           {memfd(0, Size(64), 0), 64},
-		"may shrink":         {memfd(sealing, Size(64), unix.F_SEAL_GROW|unix.F_SEAL_SEAL), 64},
-		"may grow":           {memfd(sealing, Size(64), unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL), 64},
-		"may be sealed":      {memfd(sealing, Size(64), unix.F_SEAL_SHRINK|unix.F_SEAL_GROW), 64},
-		"too small":          {memfd(sealing, Size(64)-1, wantSeals), 64},
-		"no header":          {memfd(sealing, Size(64), wantSeals), 64},
-		"another version":    {int(other.File().Fd()), 64},
-		"other frames":       {int(more.File().Fd()), 64},
-		"no such number":     {int(p.File().Fd()), 65},
-		"many frames":        {int(p.File().Fd()), 1 << 31},
-		"not that many":      {int(p.File().Fd()), 128},
-		"huge pages, if any": {hugeMemfd(t), 1024},
+		"a file":          {int(file.Fd()), 64},
+		"no seals":        {memfd(0, Size(64), 0, keep), 64},
+		"may shrink":      {memfd(sealing, Size(64), unix.F_SEAL_GROW|unix.F_SEAL_SEAL, keep), 64},
+		"may grow":        {memfd(sealing, Size(64), unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL, keep), 64},
+		"may be sealed":   {memfd(sealing, Size(64), unix.F_SEAL_SHRINK|unix.F_SEAL_GROW, keep), 64},
+		"too small":       {memfd(sealing, headerSize, wantSeals, keep), 64},
+		"too large":       {memfd(sealing, Size(128), wantSeals, keep), 64},
+		"magic":           {memfd(sealing, Size(64), wantSeals, func(m *mapping) { m.mem[0] = 0 }), 64},
+		"another version": {memfd(sealing, Size(64), wantSeals, func(m *mapping) { m.mem[offVersion]++ }), 64},
+		"other frames":    {memfd(sealing, Size(64), wantSeals, func(m *mapping) { m.mem[offFrames]++ }), 64},
+		"no such number":  {good, 65},
+		"many frames":     {good, 1 << 31},
 	} {
 		if c, err := Open(c.fd, c.frames); !errors.Is(err, ErrProtocol) {
 			t.Errorf("%s: got %v, %v; want ErrProtocol", name, c, err)
 		}
 	}
-	if _, err := Open(-1, 64); err == nil {
-		t.Error("no descriptor: got nil")
-	}
 }
 
-// hugeMemfd returns a memfd of huge pages, which may be missing at any access.
-func hugeMemfd(t *testing.T) int {
-	fd, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_HUGETLB)
-	if err != nil {
-		t.Log("no memfd of huge pages:", err)
-		if fd, err = unix.MemfdCreate("test", unix.MFD_CLOEXEC); err != nil {
+// An entry that is published as the consumer goes to sleep keeps it awake; one that
+// is published later kicks it, once.
+func TestSleep(t *testing.T) {
+	p, c, kicked := pair(t, MinFrames)
+	var e Entry
+	mem, page := make([]byte, PageSize), make([]byte, PageSize)
+	put := func() {
+		t.Helper()
+		if err := p.Put(t.Context(), mem, []uint64{0}, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Cleanup(func() { _ = unix.Close(fd) })
-	return fd
+	if ok, err := c.Next(&e, page); ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	put()
+	if c.Sleep() {
+		t.Error("asleep with an entry there")
+	}
+	if ok, err := c.Next(&e, page); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	put()
+	select {
+	case <-kicked:
+		t.Error("kicked while awake")
+	default:
+	}
+	if ok, err := c.Next(&e, page); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if !c.Sleep() {
+		t.Fatal("awake with no entry there")
+	}
+	put()
+	<-kicked
+	put()
+	select {
+	case <-kicked:
+		t.Error("kicked twice")
+	default:
+	}
+}
+
+// The consumer wakes whoever waits for room.
+func TestFreeWakes(t *testing.T) {
+	p, c, _ := pair(t, MinFrames)
+	if err := p.Put(t.Context(), make([]byte, PageSize), make([]uint64, 1), 0); err != nil {
+		t.Fatal(err)
+	}
+	space := p.word32(offSpace)
+	seen := space.Load()
+	p.word32(offSpaceWaiters).Store(1)
+	woken := make(chan struct{})
+	go func() {
+		defer close(woken)
+		futexWait(space, seen, time.Minute)
+	}()
+	time.Sleep(10 * time.Millisecond) // it sleeps now, or the test shows nothing
+	var e Entry
+	if ok, err := c.Next(&e, make([]byte, PageSize)); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	c.Free()
+	select {
+	case <-woken:
+	case <-time.After(20 * time.Second):
+		t.Error("still asleep")
+	}
 }
 
 func BenchmarkNext(b *testing.B) {

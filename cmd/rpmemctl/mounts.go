@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -30,6 +31,12 @@ func mounts() ([]mountPoint, error) {
 		}
 	}
 	return list, lines.Err()
+}
+
+// gone says whether the mount is no longer there.
+func (m mountPoint) gone() bool {
+	list, err := mounts()
+	return err == nil && !slices.Contains(list, m)
 }
 
 // parseMount reads a line of mountinfo, proc(5).

@@ -85,6 +85,9 @@ func (a *app) status(ctx context.Context, args []string) error {
 	var failed error
 	for _, m := range found {
 		st, err := a.poolStatus(ctx, m.path)
+		if err != nil && m.gone() {
+			continue // unmounted meanwhile
+		}
 		if err != nil {
 			st = &poolJSON{Pool: m.source, Mountpoint: m.path, Error: plain(err)}
 			failed = err

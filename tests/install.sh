@@ -17,6 +17,7 @@ if [[ ${1:-all} == all ]]; then
 		python3-numpy:/usr/lib/python3/dist-packages/numpy
 		attr:setfattr
 		util-linux:setpriv
+		spin:spin
 	)
 fi
 

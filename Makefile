@@ -15,12 +15,19 @@ SEED    ?= 1
 CSTD   := -std=c11 -O2 -g -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
 CFLAGS ?=
 
-C_SOURCES := examples/bank/bank.c $(wildcard tests/c/*.c)
-C_LMDB    := $(shell printf '\#include <lmdb.h>\n' | $(CC) -E - >/dev/null 2>&1 && echo yes)
-ifneq ($(C_LMDB),yes)
-C_SOURCES := $(filter-out tests/c/lmdb.c,$(C_SOURCES))
+# have tells whether a library's header is there.
+have = $(shell printf '\#include <$(1)>\n' | $(CC) -E - >/dev/null 2>&1 && echo yes)
+
+C_SOURCES := $(wildcard examples/*/*.c tests/c/*.c)
+ifneq ($(call have,lmdb.h),yes)
+C_SOURCES := $(filter-out %/lmdb.c,$(C_SOURCES))
+endif
+ifneq ($(call have,libpmemobj.h),yes)
+C_SOURCES := $(filter-out %_pmemobj.c,$(C_SOURCES))
 endif
 C_BINS    := $(patsubst %.c,$(BIN)/%,$(notdir $(C_SOURCES)))
+C_LIB     := $(BIN)/librpmemfs/librpmemfs.a
+vpath %.c $(sort $(dir $(C_SOURCES)))
 
 .PHONY: help
 help: ## show this list
@@ -31,16 +38,20 @@ build: ## the daemon, the tool and the mount helper into bin/
 	@mkdir -p $(BIN)
 	$(GO) build -o $(BIN)/ ./cmd/...
 
+.PHONY: lib
+lib: ## the C library into bin/librpmemfs/
+	$(MAKE) --no-print-directory -C librpmemfs B=$(abspath $(BIN))/librpmemfs
+
 .PHONY: c
-c: $(C_BINS) ## the example bank and the C test programs into bin/
+c: lib $(C_BINS) ## examples and test programs in C into bin/
+
+$(C_LIB): lib ;
 
 $(BIN)/lmdb: LDLIBS += -llmdb
-$(BIN)/%: examples/bank/%.c
+$(BIN)/%_pmemobj: LDLIBS += -lpmemobj
+$(BIN)/%: %.c $(C_LIB)
 	@mkdir -p $(BIN)
-	$(CC) $(CSTD) $(CFLAGS) -o $@ $< $(LDLIBS)
-$(BIN)/%: tests/c/%.c
-	@mkdir -p $(BIN)
-	$(CC) $(CSTD) $(CFLAGS) -o $@ $< $(LDLIBS)
+	$(CC) $(CSTD) $(CFLAGS) -Ilibrpmemfs -o $@ $< $(C_LIB) $(LDLIBS) -lpthread -lm
 
 .PHONY: demo
 demo: ## a bank that is killed ten times and never loses a coin
@@ -53,8 +64,19 @@ install-deps:
 	@tests/install.sh all
 
 .PHONY: test
-test: install-deps ## everything this machine can run, in minutes
+test: install-deps testc ## everything this machine can run, in minutes
 	$(GO) test -timeout 20m ./...
+
+# The C library's own tests, and again under the sanitizers.
+.PHONY: testc
+testc:
+	@for kind in plain address,undefined thread; do
+		sanitize=
+		test $$kind = plain || sanitize=-fsanitize=$$kind
+		echo "== librpmemfs: $$kind"
+		$(MAKE) --no-print-directory -s -C librpmemfs SEED=$(SEED) SANITIZE=$$sanitize \
+			B=$(abspath $(BIN))/librpmemfs-$${kind%%,*} check
+	done
 
 .PHONY: race
 race: install-deps ## all tests under the race detector, daemon included
@@ -94,14 +116,15 @@ lint: ## formatting, vet, staticcheck, go.mod, C warnings
 	$(GO) mod tidy -diff
 	@for f in $(C_SOURCES); do
 		echo "cc $$f"
-		$(CC) $(CSTD) -fsyntax-only "$$f"
+		$(CC) $(CSTD) -Ilibrpmemfs -fsyntax-only "$$f"
 	done
 
 .PHONY: install
-install: build ## into DESTDIR PREFIX (/usr/local), mount helper into /sbin
+install: build lib ## into DESTDIR PREFIX (/usr/local), mount helper into /sbin
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/sbin
 	install -m 755 $(BIN)/rpmemfs $(BIN)/rpmemctl $(DESTDIR)$(PREFIX)/bin
 	ln -sf $(PREFIX)/bin/rpmemfs $(DESTDIR)/sbin/mount.fuse.rpmemfs
+	$(MAKE) --no-print-directory -C librpmemfs B=$(abspath $(BIN))/librpmemfs install
 
 .PHONY: clean
 clean: ## what was built

@@ -22,7 +22,7 @@
 #include "../wire.h"
 #include "check.h"
 
-enum { MEMBERS = 16 };
+enum { MEMBERS = 16, ASKS = 256 };
 
 struct peer {
 	int sock;		/* -1: none */
@@ -50,6 +50,8 @@ struct fake {
 	struct peer peers[MEMBERS];
 	uint64_t n, epoch;
 	bool died, undrained;
+	struct ask asks[ASKS];	/* not answered yet, oldest first */
+	unsigned asking;
 	pthread_t thread;
 	_Atomic bool stop, hang_up;
 
@@ -211,7 +213,7 @@ static void accept_one(struct fake *f)
 }
 
 /* A message from a member. */
-static void hear(struct fake *f, struct peer *p, struct ask *ask, int *off)
+static void hear(struct fake *f, struct peer *p, int *off)
 {
 	_Alignas(8) char buffer[4096];
 	const struct wire_header *h = (const void *)buffer;
@@ -230,9 +232,8 @@ static void hear(struct fake *f, struct peer *p, struct ask *ask, int *off)
 	case WIRE_REQUEST: {
 		const struct wire_request *m = (const void *)buffer;
 
-		if (ask->id)
-			break;	/* one at a time is enough here */
-		*ask = (struct ask){ p, m->id, m->timeout_ns };
+		CHECK(f->asking < ASKS);
+		f->asks[f->asking++] = (struct ask){ p, m->id, m->timeout_ns };
 		break;
 	}
 	case WIRE_READY:
@@ -288,8 +289,8 @@ static void hear(struct fake *f, struct peer *p, struct ask *ask, int *off)
 
 /* step takes from the rings, and waits for something to happen. n as in take;
  * accept: new members may come. */
-static void step(struct fake *f, uint64_t n, bool accept, struct ask *ask,
-		 int *off, int timeout_ms)
+static void step(struct fake *f, uint64_t n, bool accept, int *off,
+		 int timeout_ms)
 {
 	struct pollfd in[MEMBERS + 2] = { { .fd = f->wake, .events = POLLIN } };
 	eventfd_t drop;
@@ -312,7 +313,7 @@ static void step(struct fake *f, uint64_t n, bool accept, struct ask *ask,
 		accept_one(f);
 	for (int i = 0; i < MEMBERS; i++)
 		if (in[i + 2].revents && f->peers[i].sock >= 0)
-			hear(f, &f->peers[i], ask, off);
+			hear(f, &f->peers[i], off);
 }
 
 #define EACH(f, p)                                                             \
@@ -378,7 +379,7 @@ static void roll_back(struct fake *f)
 			off = -ETIMEDOUT;                                      \
 			break;                                                 \
 		}                                                              \
-		step(f, n, false, ask, &off, 20);                              \
+		step(f, n, false, &off, 20);                                   \
 		if (atomic_load(&f->stop))                                     \
 			return -ECANCELED;                                     \
 	}
@@ -408,9 +409,8 @@ static void compare(struct fake *f)
 	}
 }
 
-static int barrier(struct fake *f, struct ask *ask)
+static int barrier(struct fake *f, uint64_t timeout)
 {
-	uint64_t timeout = ask->timeout_ns ? ask->timeout_ns : 5ull * SEC;
 	uint64_t limit = now_ns() + timeout + SEC;
 	struct wire_due due = { WIRE_HEADER(WIRE_DUE, due), .n = ++f->n,
 				.timeout_ns = timeout };
@@ -520,10 +520,11 @@ static void *serve(void *arg)
 	struct wire_gone junk = { WIRE_HEADER(99, junk) };
 
 	while (!atomic_load(&f->stop)) {
-		struct ask ask = { 0 };
+		uint64_t timeout = UINT64_C(5) * SEC;
+		unsigned served;
 		int off = 0;
 
-		step(f, 0, true, &ask, &off, f->died ? 0 : 1000);
+		step(f, 0, true, &off, f->died || f->asking ? 0 : 1000);
 		if (faults(f).garbage)
 			EACH(f, p)
 				send_to(f, p, &junk);
@@ -531,21 +532,26 @@ static void *serve(void *arg)
 			EACH(f, p)
 				gone(f, p, true);
 		pthread_mutex_lock(&f->lock);
-		if (f->asked && !ask.id) {
-			ask = (struct ask){ NULL, 1, f->timeout_ns };
+		if (f->asked && f->asking < ASKS) {
+			f->asks[f->asking++] =
+				(struct ask){ NULL, 1, f->timeout_ns };
 			f->asked = false;
 		}
 		pthread_mutex_unlock(&f->lock);
-		if (f->died && !ask.id) {
-			off = barrier(f, &ask);
+		if (!f->asking && !f->died)
 			continue;
-		}
-		if (!ask.id)
-			continue;
-		off = barrier(f, &ask);
+		for (unsigned i = 0; i < f->asking; i++)
+			if (f->asks[i].timeout_ns)
+				timeout = f->asks[i].timeout_ns;
+		served = f->asking;
+		off = barrier(f, timeout);
 		if (!off)
 			commit(f);
-		answer(f, &ask, off);
+		for (unsigned i = 0; i < served; i++)
+			answer(f, &f->asks[i], off);
+		f->asking -= served;
+		memmove(f->asks, f->asks + served,
+			f->asking * sizeof(*f->asks));
 	}
 	return NULL;
 }

@@ -228,6 +228,10 @@ int rh_header_check(const struct rh_header *header);
 _Noreturn void rh_misuse(const struct rpmemfs_heap *h, uint64_t offset,
 			 const char *what);
 
+/* heap_check.c */
+
+bool rh_is_zero(const void *p, size_t n);
+
 /* What is wrong with the guard of a block in use, or NULL. */
 const char *rh_guard_fault(const struct rpmemfs_heap *h,
 			   const struct rh_block *b);

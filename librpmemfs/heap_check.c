@@ -176,6 +176,29 @@ static void check_directory(struct rh_check *ck)
 			   (unsigned long long)header->top);
 }
 
+/* Bytes that were never part of a span are zero; calloc relies on it. */
+static void check_fresh(struct rh_check *ck)
+{
+	uint64_t at = ck->h->header->top, next;
+
+	for (; at < ck->size; at = next) {
+		uint64_t chunk = at >> RH_CHUNK_SHIFT;
+		uint64_t start = chunk << RH_CHUNK_SHIFT;
+
+		if (chunk < ck->chunks && rh_dir(ck->h)[chunk].kind == RH_CUT &&
+		    at < start + rh_span_offset(rh_meta_units(chunk))) {
+			next = start + rh_span_offset(rh_meta_units(chunk));
+			continue;
+		}
+		next = at + RH_UNIT - at % RH_UNIT;
+		if (!rh_is_zero(ck->h->mem + at, next - at)) {
+			rh_problem(ck, ck->h->mem + at, "unit behind top is "
+				   "not zero");
+			return;
+		}
+	}
+}
+
 static int by_offset(const void *a, const void *b)
 {
 	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
@@ -258,6 +281,7 @@ int rpmemfs_heap_check(struct rpmemfs_heap *h, rpmemfs_heap_report *report,
 		check_directory(&ck);
 		rh_check_lists(&ck);
 		check_root(&ck);
+		check_fresh(&ck);
 	}
 	free(ck.cached);
 	return ck.problems;

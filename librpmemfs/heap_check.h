@@ -23,7 +23,7 @@ struct rh_check {
 void rh_problem(struct rh_check *ck, const volatile void *where,
 		const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
-bool rh_is_zero(const void *p, size_t n);
+
 
 /*
  * Finds a block as rh_find does, below size. A small block that is free

@@ -27,6 +27,8 @@
 extern "C" {
 #endif
 
+#pragma GCC visibility push(default)
+
 struct rpmemfs;
 struct rpmemfs_heap;
 
@@ -102,6 +104,8 @@ typedef void rpmemfs_heap_report(void *context, uint64_t offset,
  */
 int rpmemfs_heap_check(struct rpmemfs_heap *heap, rpmemfs_heap_report *report,
 		       void *context);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }

@@ -97,6 +97,7 @@ func (s *Server) file(ctx context.Context, ino namespace.Ino) (*controlpb.File, 
 	f.Checkpoints = uint32(count(st.Checkpoints))
 	f.OnClose = st.OnClose
 	f.Handles = uint32(count(st.Handles))
+	f.Attached = uint32(count(st.Attached))
 	f.Poisoned = text(st.Poisoned)
 	f.GrantedBytes = st.GrantedSlots * region.PageSize
 	f.SpareBytes = st.FreeSlots * region.PageSize

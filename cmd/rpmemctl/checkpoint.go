@@ -11,7 +11,7 @@ import (
 )
 
 func newCheckpoint(a *app) *cobra.Command {
-	all := false
+	all, mode := false, quiesceNone
 	cmd := &cobra.Command{
 		Use:   "checkpoint FILE [NAME]",
 		Short: "commit a file, and keep the epoch under a name",
@@ -20,9 +20,14 @@ epoch is kept under it until 'checkpoints rm'; slots that later epochs replace t
 stay in use. With --all, commit every file of a mount, which syncfs and sync cannot.
 
 Programs are not stopped: what one stores meanwhile is in the epoch or not. Let the
-program call msync at a good moment, or stop it, where that matters.`,
+program call msync at a good moment where that matters, or stop it for a moment:
+--quiesce stop stops every process that maps the file for writing, with all threads,
+until the epoch is durable. The epoch then is what memory was at one moment. That is
+no restart point: a program may have been in the middle of a change. It takes root, or
+the same user where kernel.yama.ptrace_scope is 0.`,
 		Example: `  rpmemctl checkpoint /mnt/heap
   rpmemctl checkpoint /mnt/heap before-upgrade
+  rpmemctl checkpoint --quiesce stop /mnt/heap nightly
   rpmemctl checkpoint --all /mnt`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if all {
@@ -32,10 +37,14 @@ program call msync at a good moment, or stop it, where that matters.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
+			case mode == quiesceStop && (all || a.pool != ""):
+				return usagef("--quiesce stop is for one file of a mount")
 			case all:
 				return a.commitAll(cmd.Context(), a.pathOrHere(args))
 			case len(args) == 2 && args[1] == "":
 				return usagef("the name of a checkpoint cannot be empty")
+			case mode == quiesceStop:
+				return a.checkpointStopped(cmd.Context(), args)
 			case len(args) == 2:
 				return a.checkpoint(cmd.Context(), args[0], args[1])
 			}
@@ -43,6 +52,8 @@ program call msync at a good moment, or stop it, where that matters.`,
 		},
 		ValidArgsFunction: completeFileThen(nil),
 	}
+	cmd.Flags().Var(&mode, "quiesce", "what happens to programs that map the file meanwhile: none, or stop them")
+	_ = cmd.RegisterFlagCompletionFunc("quiesce", cobra.FixedCompletions([]string{"none", "stop"}, cobra.ShellCompDirectiveNoFileComp)) // the flag exists
 	cmd.Flags().BoolVar(&all, "all", false, "commit every file of the mount that holds the argument")
 	return cmd
 }

@@ -43,10 +43,12 @@ A file (stat; create, clone and import print the new file; ls prints
   dirty_mapped_pages*  stored through mappings
   dirty_written_pages* written by write(2)
   checkpoints*, handles*, on_close* ("rollback", "commit")
+  attached*            programs that capture what they store, see librpmemfs
   mtime
   poisoned*, error*    why the file takes no commits; why it could not be read
 
-checkpoint   path, epoch, name*; with --all: path, files
+checkpoint   path, epoch, name*; with --all: path, files; with --quiesce stop also
+             pages, processes, threads, pause_ns
 checkpoints  path, checkpoints: [{name, epoch, time, size, mtime}]
 checkpoints rm, rm
              removed: [names]

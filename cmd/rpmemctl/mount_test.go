@@ -218,6 +218,14 @@ func (m *mounted) mapper(name string) *mapper {
 	}
 	cmd := exec.Command(self, m.path(name))
 	cmd.Env = append(os.Environ(), roleEnv+"=map")
+	p := m.child(cmd)
+	p.want("ready")
+	return p
+}
+
+// child starts a process that obeys lines of its standard input, and ends with that.
+func (m *mounted) child(cmd *exec.Cmd) *mapper {
+	m.t.Helper()
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		m.t.Fatal(err)
@@ -237,7 +245,6 @@ func (m *mounted) mapper(name string) *mapper {
 		}
 	}()
 	m.t.Cleanup(p.end)
-	p.want("ready")
 	return p
 }
 

@@ -83,6 +83,7 @@ type fileJSON struct {
 	SpareBytes        *uint64 `json:"spare_bytes,omitempty"`
 	Checkpoints       *uint32 `json:"checkpoints,omitempty"`
 	Handles           *uint32 `json:"handles,omitempty"`
+	Attached          *uint32 `json:"attached,omitempty"`
 	OnClose           string  `json:"on_close,omitempty"`
 	Mtime             string  `json:"mtime"`
 	Poisoned          string  `json:"poisoned,omitempty"`
@@ -110,7 +111,7 @@ func describe(path string, f *controlpb.File, failed string) fileJSON {
 	j.Size, j.Pages, j.Epoch = &f.Size, &f.Pages, &f.Epoch
 	j.DirtyPages, j.DirtyMappedPages, j.DirtyWrittenPages = &dirty, &f.DirtyMappedPages, &f.DirtyWrittenPages
 	j.SizeChanged, j.GrantedBytes, j.SpareBytes = &f.SizeChanged, &f.GrantedBytes, &f.SpareBytes
-	j.Checkpoints, j.Handles = &f.Checkpoints, &f.Handles
+	j.Checkpoints, j.Handles, j.Attached = &f.Checkpoints, &f.Handles, &f.Attached
 	j.OnClose, j.Poisoned = f.GetOnClose(), f.GetPoisoned()
 	return j
 }

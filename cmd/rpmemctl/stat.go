@@ -58,7 +58,7 @@ func (a *app) stat(ctx context.Context, path string) error {
 			"open epoch", open,
 			"changed", a.time(f.GetMtime()),
 			"checkpoints", fmt.Sprint(*j.Checkpoints),
-			"handles", fmt.Sprintf("%d open", *j.Handles),
+			"handles", fmt.Sprintf("%d open, %s attached", *j.Handles, plural(uint64(*j.Attached), "program")),
 			"on close", onCloseText(j.OnClose),
 			"poisoned", j.Poisoned,
 		)...)

@@ -515,6 +515,7 @@ type File struct {
 	SizeChanged       bool   `protobuf:"varint,16,opt,name=size_changed,json=sizeChanged,proto3" json:"size_changed,omitempty"`    // in the open epoch
 	GrantedBytes      uint64 `protobuf:"varint,17,opt,name=granted_bytes,json=grantedBytes,proto3" json:"granted_bytes,omitempty"` // of the pool, to this file
 	SpareBytes        uint64 `protobuf:"varint,18,opt,name=spare_bytes,json=spareBytes,proto3" json:"spare_bytes,omitempty"`       // of those, not in use
+	Attached          uint32 `protobuf:"varint,19,opt,name=attached,proto3" json:"attached,omitempty"`                             // programs that capture what they store
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -671,6 +672,13 @@ func (x *File) GetGrantedBytes() uint64 {
 func (x *File) GetSpareBytes() uint64 {
 	if x != nil {
 		return x.SpareBytes
+	}
+	return 0
+}
+
+func (x *File) GetAttached() uint32 {
+	if x != nil {
+		return x.Attached
 	}
 	return 0
 }
@@ -2404,7 +2412,7 @@ const file_control_proto_rawDesc = "" +
 	"\x14medium_bytes_written\x18\x19 \x01(\x04R\x12mediumBytesWritten\x12%\n" +
 	"\x0emedium_flushes\x18\x1a \x01(\x04R\rmediumFlushes\"\x1f\n" +
 	"\vStatRequest\x12\x10\n" +
-	"\x03ino\x18\x01 \x01(\x04R\x03ino\"\xf6\x03\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\"\x92\x04\n" +
 	"\x04File\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x10\n" +
@@ -2425,7 +2433,8 @@ const file_control_proto_rawDesc = "" +
 	"\fsize_changed\x18\x10 \x01(\bR\vsizeChanged\x12#\n" +
 	"\rgranted_bytes\x18\x11 \x01(\x04R\fgrantedBytes\x12\x1f\n" +
 	"\vspare_bytes\x18\x12 \x01(\x04R\n" +
-	"spareBytes\"<\n" +
+	"spareBytes\x12\x1a\n" +
+	"\battached\x18\x13 \x01(\rR\battached\"<\n" +
 	"\fStatResponse\x12,\n" +
 	"\x04file\x18\x01 \x01(\v2\x18.rpmemfs.control.v1.FileR\x04file\"\x1f\n" +
 	"\vListRequest\x12\x10\n" +

@@ -28,6 +28,7 @@ var edges = map[string][]string{
 	"attach":      {module + "/epoch", module + "/namespace", module + "/attach/*", "golang.org/x/sys*"},
 	"attach/wire": {"golang.org/x/sys*"},
 	"attach/ring": {"golang.org/x/sys*"},
+	"client":      {module + "/epoch", module + "/attach/*", "golang.org/x/sys*"},
 	"control": {module + "/volume", module + "/namespace", module + "/region", module + "/epoch", module + "/control/*",
 		"google.golang.org/grpc*", "google.golang.org/protobuf*", "golang.org/x/sys*"},
 	"control/*":  {"google.golang.org/grpc*", "google.golang.org/protobuf*"},

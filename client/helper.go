@@ -1,0 +1,231 @@
+package client
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rpmemfs/rpmemfs/attach/wire"
+	"github.com/rpmemfs/rpmemfs/epoch"
+)
+
+// A helper is the goroutine that answers the daemon: it parks the participants,
+// and finds and copies what they stored to. Everything here is its own.
+type helper struct {
+	r       *Region
+	track   *tracker // nil: the daemon drains instead
+	tag     uint64   // last barrier that is over, for entries of the ring
+	scanned []uint64 // pages that a scan protected again and no copy was made of
+	barrier barrier
+}
+
+// A barrier is one that the daemon asked for and has not released.
+type barrier struct {
+	n        uint64 // 0: none
+	parking  bool   // participants are awaited
+	deadline time.Time
+	raised   time.Time
+	done     wire.Done // what it cost so far
+}
+
+// run serves the connection until it ends. Nobody waits for the region after it.
+func (h *helper) run() {
+	messages := make(chan wire.Message, 16)
+	ended := make(chan error, 1)
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		for {
+			m, err := h.r.session.receive()
+			if err != nil {
+				ended <- err
+				close(messages)
+				return
+			}
+			select {
+			case messages <- m:
+			case <-stop:
+				return
+			}
+		}
+	}()
+	if err := h.serve(messages); err != nil {
+		h.r.fail(fmt.Errorf("%w: %w", ErrGone, err))
+	} else {
+		h.r.fail(fmt.Errorf("%w: %w", ErrGone, <-ended))
+	}
+}
+
+// serve returns nil at the end of the messages.
+func (h *helper) serve(messages <-chan wire.Message) error {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		if h.barrier.parking {
+			timer.Reset(time.Until(h.barrier.deadline))
+		}
+		var err error
+		select {
+		case m, ok := <-messages:
+			if !ok {
+				return nil
+			}
+			err = h.handle(m)
+		case <-h.r.threads.arrived:
+			err = h.look(false)
+		case <-timer.C:
+			err = h.look(true)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (h *helper) handle(m wire.Message) error {
+	switch m := m.(type) {
+	case *wire.Due:
+		return h.begin(m)
+	case *wire.Drain:
+		return h.r.session.send(&wire.Drained{N: m.N, Errno: h.drain()})
+	case *wire.Go:
+		return h.capture(m)
+	case *wire.Release:
+		h.release(m.N)
+		if m.Errno == 0 {
+			h.r.sealed(epoch.ID(m.Epoch))
+		}
+		h.r.threads.release(m.N)
+	case *wire.Result:
+		h.r.answered(m)
+	case *wire.Committed:
+		h.r.durable(epoch.ID(m.Epoch))
+	case *wire.Lost:
+		// What was scanned is of the memory that is gone.
+		h.scanned = nil
+		h.r.lost(epoch.ID(m.Epoch))
+	case *wire.Gone:
+		return m.Errno
+	default:
+		return fmt.Errorf("unexpected %T: %w", m, wire.ErrMalformed)
+	}
+	return nil
+}
+
+// begin copies what it can while the participants run, then makes the barrier due.
+func (h *helper) begin(m *wire.Due) error {
+	now := time.Now()
+	h.barrier = barrier{n: m.N, done: wire.Done{N: m.N}}
+	patience := min(time.Duration(min(m.Timeout, uint64(time.Hour))), time.Hour)
+	h.precopy(now.Add(patience / 2))
+	h.barrier.parking = true
+	h.barrier.deadline = now.Add(patience)
+	h.barrier.raised = time.Now()
+	h.r.threads.raise(m.N)
+	return h.look(false)
+}
+
+// look answers the daemon when all participants are parked, or when time is up.
+func (h *helper) look(timeout bool) error {
+	b := &h.barrier
+	if !b.parking {
+		return nil
+	}
+	late := h.r.threads.late(b.n)
+	if late != nil && !timeout {
+		return nil
+	}
+	b.parking = false
+	if late != nil {
+		return h.r.session.send(&wire.Late{N: b.n, TID: late.id, Name: shortName(late.name)})
+	}
+	if err := h.r.session.send(&wire.Ready{N: b.n}); err != nil {
+		return err
+	}
+	// While the other processes park: what this one stored to is known already.
+	h.scan()
+	return nil
+}
+
+// capture copies what was stored to before the barrier, and lets the participants
+// go on if nobody else has to.
+func (h *helper) capture(m *wire.Go) error {
+	b := &h.barrier
+	if m.N != b.n || b.parking {
+		return fmt.Errorf("GO for barrier %d, which is not parked: %w", m.N, wire.ErrMalformed)
+	}
+	b.done.Errno = h.finish(m.Pages)
+	b.done.Upto = h.r.ring.Head()
+	b.done.PauseNs = uint64(time.Since(b.raised))
+	done := b.done
+	h.release(m.N)
+	h.r.sealed(epoch.ID(m.Epoch))
+	if m.Sole && done.Errno == 0 {
+		h.r.threads.release(m.N)
+	}
+	return h.r.session.send(&done)
+}
+
+// release ends the barrier for the helper itself.
+func (h *helper) release(n uint64) {
+	h.tag = max(h.tag, n)
+	h.barrier.parking = false
+}
+
+// drain makes the kernel write every dirty page of the file.
+func (h *helper) drain() unix.Errno {
+	const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+	return errnoOf(unix.SyncFileRange(int(h.r.file.Fd()), 0, 0, all))
+}
+
+func errnoOf(err error) unix.Errno {
+	if err == nil {
+		return 0
+	}
+	if errno, ok := err.(unix.Errno); ok {
+		return errno
+	}
+	return unix.EIO
+}
+
+// sealed takes note of the epoch that a barrier sealed.
+func (r *Region) sealed(id epoch.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.open = id + 1
+}
+
+// durable takes note of a committed epoch.
+func (r *Region) durable(id epoch.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.committed = max(r.committed, id)
+	r.tell()
+}
+
+// lost takes note of a rollback to the epoch id.
+func (r *Region) lost(id epoch.ID) {
+	r.threads.losses.Add(1)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.committed, r.open = id, id+1
+	r.tell()
+}
+
+// answered ends a request.
+func (r *Region) answered(m *wire.Result) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	q := r.requests[m.ID]
+	if q == nil {
+		return // its caller has gone
+	}
+	delete(r.requests, m.ID)
+	if m.Errno == 0 {
+		r.committed = max(r.committed, epoch.ID(m.Epoch))
+		r.tell()
+	}
+	q.result = m
+	close(q.done)
+}

@@ -17,7 +17,7 @@ import (
 const (
 	chainThreads = 3
 	chainLinks   = 100
-	chainSize    = chainThreads * chainLinks * pageSize
+	chainSize    = chainThreads * chainLinks * 2 * pageSize
 )
 
 // chain starts tests/c/chain.c on a new file.
@@ -69,7 +69,7 @@ func brokenChain(image []byte) string {
 	for thread := range chainThreads {
 		word := func(link int) uint64 {
 			place := (link*7 + thread*3) % chainLinks
-			return binary.LittleEndian.Uint64(image[(thread*chainLinks+place)*pageSize:])
+			return binary.LittleEndian.Uint64(image[(thread*chainLinks+place)*2*pageSize:])
 		}
 		for i := 1; i < chainLinks; i++ {
 			if word(i) > word(i-1) {
@@ -84,7 +84,7 @@ func brokenChain(image []byte) string {
 }
 
 // The epoch of a checkpoint with --quiesce stop is what memory was at one moment.
-// Without the stop nearly every image has a store but not one before it.
+// Without the stop some image has a store but not one before it.
 func TestQuiesceStop(t *testing.T) {
 	m := newMounted(t)
 	p := m.chain("heap")

@@ -1,8 +1,9 @@
 /*
  * chain FILE THREADS LINKS: each thread stores 1, 2, 3, ... to LINKS words, each in
  * a page of its own, one after the other. In an image of one moment the words of a
- * thread fall along the chain, by one in all. Each line of standard input is
- * answered with the number of rounds of the slowest thread; it ends with the input.
+ * thread fall along the chain, by one in all. Every other page stays empty, so that
+ * the kernel writes each one back by itself. Each line of standard input is answered
+ * with the number of rounds of the slowest thread; it ends with the input.
  */
 #include <fcntl.h>
 #include <pthread.h>
@@ -24,7 +25,7 @@ static _Atomic uint64_t *word(long thread, long link)
 	/* Links that follow each other lie far apart. */
 	long place = (link * 7 + thread * 3) % links;
 
-	return (void *)(memory + (thread * links + place) * PAGE);
+	return (void *)(memory + (thread * links + place) * 2 * PAGE);
 }
 
 static void *run(void *arg)
@@ -56,7 +57,7 @@ int main(int argc, char **argv)
 		perror(argv[1]);
 		return 1;
 	}
-	memory = mmap(NULL, (size_t)(threads * links) * PAGE,
+	memory = mmap(NULL, (size_t)(threads * links) * 2 * PAGE,
 		      PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (memory == MAP_FAILED) {
 		perror("mmap");

@@ -18,6 +18,8 @@ if [[ ${1:-all} == all ]]; then
 		attr:setfattr
 		util-linux:setpriv
 		spin:spin
+		memcached:memcached
+		libpmemobj-dev:/usr/include/libpmemobj.h
 	)
 fi
 
@@ -50,6 +52,8 @@ apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -qq
 	-o DPkg::Lock::Timeout=120)
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
+# The tests want the program memcached, and nobody asked for the service.
+had_memcached=$(command -v memcached)
 # One package that cannot be had must not keep the others away.
 if ! "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1; then
 	"${apt[@]}" update >"$log" 2>&1 || true
@@ -59,5 +63,9 @@ if ! "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >"$log" 2>&1
 			echo "install: $package: $(tail -n 1 "$log")" >&2
 		fi
 	done
+fi
+if [[ -z $had_memcached && -d /run/systemd/system ]] &&
+	command -v memcached >/dev/null; then
+	"${as_root[@]}" systemctl --quiet disable --now memcached >"$log" 2>&1 || true
 fi
 exit 0

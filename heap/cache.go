@@ -131,7 +131,7 @@ func (c *Cache) refill(cl int) (uint32, error) {
 	g := c.magazine(cl)
 	var sum uint64
 	for i, off := range batch[:got] {
-		g.m.put64(g.slot(uint32(got-1-i)), off)
+		g.m.put64(g.slot(uint32(i)), off)
 		sum ^= off
 	}
 	if old := g.m.u64(g.at + 8); old != 0 {

@@ -32,6 +32,7 @@ var edges = map[string][]string{
 	"control": {module + "/volume", module + "/namespace", module + "/region", module + "/epoch", module + "/control/*",
 		"google.golang.org/grpc*", "google.golang.org/protobuf*", "golang.org/x/sys*"},
 	"control/*":  {"google.golang.org/grpc*", "google.golang.org/protobuf*"},
+	"heap":       {"golang.org/x/sys*"},
 	"internal/*": {"golang.org/x/sys*"},
 	"cmd/*":      {"*"},
 	"tests/*":    {"*"},

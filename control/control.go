@@ -17,6 +17,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/rpmemfs/rpmemfs/attach"
 	"github.com/rpmemfs/rpmemfs/epoch"
 	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/region"
@@ -39,6 +40,7 @@ type Volume interface {
 	Clone(ctx context.Context, src namespace.Ino, checkpoint string, parent namespace.Ino, name string) (namespace.Inode, error)
 	Check(ctx context.Context, ino namespace.Ino, progress func(done, total uint64)) (volume.CheckReport, error)
 	Status(ctx context.Context) (volume.Status, error)
+	Interval(ctx context.Context, ino namespace.Ino) time.Duration
 	Open(ctx context.Context, ino namespace.Ino) (*volume.Handle, error)
 	Remove(ctx context.Context, parent namespace.Ino, name string) error
 }
@@ -51,6 +53,8 @@ type Info struct {
 	Pid        int
 	OwnerUID   uint32    // who may call, beside root
 	Started    time.Time // when the pool was opened
+	// Attached tells of the files that programs are attached to; nil: none.
+	Attached func() []attach.Status
 }
 
 // Limits of what a caller may send and of what waits for it.

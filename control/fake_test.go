@@ -265,6 +265,8 @@ func (v *fakeVolume) Check(ctx context.Context, ino namespace.Ino, progress func
 	return v.check, ctx.Err()
 }
 
+func (v *fakeVolume) Interval(context.Context, namespace.Ino) time.Duration { return time.Second }
+
 func (v *fakeVolume) Status(context.Context) (volume.Status, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -49,6 +49,8 @@ func (s *Server) Status(ctx context.Context, _ *controlpb.StatusRequest) (*contr
 
 		MediumBytesWritten: st.Traffic.BytesWritten,
 		MediumFlushes:      st.Traffic.Flushes,
+
+		Attached: s.attached(ctx),
 	}, nil
 }
 

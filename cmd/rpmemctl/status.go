@@ -64,6 +64,8 @@ type poolJSON struct {
 	MediumFlushes   uint64 `json:"medium_flushes"`
 	Error           string `json:"error,omitempty"`
 
+	Attached []attachedJSON `json:"attached"`
+
 	started int64
 }
 
@@ -123,6 +125,7 @@ func (a *app) poolStatus(ctx context.Context, path string) (*poolJSON, error) {
 		PagesCommitted: s.GetPagesCommitted(), BytesCommitted: s.GetPagesCommitted() * region.PageSize,
 		PagesUnchanged: s.GetPagesUnchanged(),
 		MediumWritten:  s.GetMediumBytesWritten(), MediumFlushes: s.GetMediumFlushes(),
+		Attached: attachedFiles(s),
 	}, nil
 }
 
@@ -179,4 +182,8 @@ func (a *app) printPool(w io.Writer, s poolJSON) {
 		"on close", onCloseText(s.OnClose),
 		"generation", fmt.Sprint(s.Generation),
 	)
+	for _, f := range s.Attached {
+		fmt.Fprintln(w)
+		printAttached(w, f)
+	}
 }

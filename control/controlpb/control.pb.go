@@ -233,6 +233,7 @@ type StatusResponse struct {
 	PagesUnchanged     uint64                 `protobuf:"varint,24,opt,name=pages_unchanged,json=pagesUnchanged,proto3" json:"pages_unchanged,omitempty"` // that arrived but equal what was there
 	MediumBytesWritten uint64                 `protobuf:"varint,25,opt,name=medium_bytes_written,json=mediumBytesWritten,proto3" json:"medium_bytes_written,omitempty"`
 	MediumFlushes      uint64                 `protobuf:"varint,26,opt,name=medium_flushes,json=mediumFlushes,proto3" json:"medium_flushes,omitempty"`
+	Attached           []*AttachedFile        `protobuf:"bytes,40,rep,name=attached,proto3" json:"attached,omitempty"` // by inode number
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -449,6 +450,325 @@ func (x *StatusResponse) GetMediumFlushes() uint64 {
 	return 0
 }
 
+func (x *StatusResponse) GetAttached() []*AttachedFile {
+	if x != nil {
+		return x.Attached
+	}
+	return nil
+}
+
+// An AttachedFile is a file that programs are attached to: they capture what they
+// store to it, and meet at barriers.
+type AttachedFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Path          []byte                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`          // in the pool; one of them, where there are several
+	Interval      uint64                 `protobuf:"varint,3,opt,name=interval,proto3" json:"interval,omitempty"` // between epochs; 0: none
+	Programs      []*AttachedProgram     `protobuf:"bytes,4,rep,name=programs,proto3" json:"programs,omitempty"`
+	Barriers      uint64                 `protobuf:"varint,5,opt,name=barriers,proto3" json:"barriers,omitempty"`                    // begun since the first program came
+	CalledOff     uint64                 `protobuf:"varint,6,opt,name=called_off,json=calledOff,proto3" json:"called_off,omitempty"` // of these
+	Rollbacks     uint64                 `protobuf:"varint,7,opt,name=rollbacks,proto3" json:"rollbacks,omitempty"`                  // because a program died
+	Late          string                 `protobuf:"bytes,8,opt,name=late,proto3" json:"late,omitempty"`                             // who called the last one off; empty if nobody did
+	LateBarrier   uint64                 `protobuf:"varint,9,opt,name=late_barrier,json=lateBarrier,proto3" json:"late_barrier,omitempty"`
+	Last          *Barrier               `protobuf:"bytes,10,opt,name=last,proto3" json:"last,omitempty"` // the last that made an epoch
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachedFile) Reset() {
+	*x = AttachedFile{}
+	mi := &file_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachedFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachedFile) ProtoMessage() {}
+
+func (x *AttachedFile) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachedFile.ProtoReflect.Descriptor instead.
+func (*AttachedFile) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AttachedFile) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *AttachedFile) GetPath() []byte {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *AttachedFile) GetInterval() uint64 {
+	if x != nil {
+		return x.Interval
+	}
+	return 0
+}
+
+func (x *AttachedFile) GetPrograms() []*AttachedProgram {
+	if x != nil {
+		return x.Programs
+	}
+	return nil
+}
+
+func (x *AttachedFile) GetBarriers() uint64 {
+	if x != nil {
+		return x.Barriers
+	}
+	return 0
+}
+
+func (x *AttachedFile) GetCalledOff() uint64 {
+	if x != nil {
+		return x.CalledOff
+	}
+	return 0
+}
+
+func (x *AttachedFile) GetRollbacks() uint64 {
+	if x != nil {
+		return x.Rollbacks
+	}
+	return 0
+}
+
+func (x *AttachedFile) GetLate() string {
+	if x != nil {
+		return x.Late
+	}
+	return ""
+}
+
+func (x *AttachedFile) GetLateBarrier() uint64 {
+	if x != nil {
+		return x.LateBarrier
+	}
+	return 0
+}
+
+func (x *AttachedFile) GetLast() *Barrier {
+	if x != nil {
+		return x.Last
+	}
+	return nil
+}
+
+type AttachedProgram struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           int64                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Uid           uint32                 `protobuf:"varint,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	Name          string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	RestartPoints bool                   `protobuf:"varint,4,opt,name=restart_points,json=restartPoints,proto3" json:"restart_points,omitempty"` // its threads park at barriers
+	Tracks        bool                   `protobuf:"varint,5,opt,name=tracks,proto3" json:"tracks,omitempty"`                                    // it finds its pages itself; else the kernel writes back
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachedProgram) Reset() {
+	*x = AttachedProgram{}
+	mi := &file_control_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachedProgram) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachedProgram) ProtoMessage() {}
+
+func (x *AttachedProgram) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachedProgram.ProtoReflect.Descriptor instead.
+func (*AttachedProgram) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AttachedProgram) GetPid() int64 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *AttachedProgram) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *AttachedProgram) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AttachedProgram) GetRestartPoints() bool {
+	if x != nil {
+		return x.RestartPoints
+	}
+	return false
+}
+
+func (x *AttachedProgram) GetTracks() bool {
+	if x != nil {
+		return x.Tracks
+	}
+	return false
+}
+
+type Barrier struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Number  uint64                 `protobuf:"varint,1,opt,name=number,proto3" json:"number,omitempty"`
+	Epoch   uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Drained bool                   `protobuf:"varint,3,opt,name=drained,proto3" json:"drained,omitempty"` // the kernel wrote pages back within the pause
+	// Nanoseconds: from the call to the barrier until all threads were parked; from
+	// then until they went on; of that, for finding pages and for copying them.
+	Park          uint64 `protobuf:"varint,4,opt,name=park,proto3" json:"park,omitempty"`
+	Pause         uint64 `protobuf:"varint,5,opt,name=pause,proto3" json:"pause,omitempty"`
+	Scan          uint64 `protobuf:"varint,6,opt,name=scan,proto3" json:"scan,omitempty"`
+	Copy          uint64 `protobuf:"varint,7,opt,name=copy,proto3" json:"copy,omitempty"`
+	Rounds        uint32 `protobuf:"varint,8,opt,name=rounds,proto3" json:"rounds,omitempty"`       // of copying before the pause
+	Precopied     uint64 `protobuf:"varint,9,opt,name=precopied,proto3" json:"precopied,omitempty"` // pages, in these
+	Copied        uint64 `protobuf:"varint,10,opt,name=copied,proto3" json:"copied,omitempty"`      // pages, within the pause
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Barrier) Reset() {
+	*x = Barrier{}
+	mi := &file_control_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Barrier) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Barrier) ProtoMessage() {}
+
+func (x *Barrier) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Barrier.ProtoReflect.Descriptor instead.
+func (*Barrier) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Barrier) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *Barrier) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Barrier) GetDrained() bool {
+	if x != nil {
+		return x.Drained
+	}
+	return false
+}
+
+func (x *Barrier) GetPark() uint64 {
+	if x != nil {
+		return x.Park
+	}
+	return 0
+}
+
+func (x *Barrier) GetPause() uint64 {
+	if x != nil {
+		return x.Pause
+	}
+	return 0
+}
+
+func (x *Barrier) GetScan() uint64 {
+	if x != nil {
+		return x.Scan
+	}
+	return 0
+}
+
+func (x *Barrier) GetCopy() uint64 {
+	if x != nil {
+		return x.Copy
+	}
+	return 0
+}
+
+func (x *Barrier) GetRounds() uint32 {
+	if x != nil {
+		return x.Rounds
+	}
+	return 0
+}
+
+func (x *Barrier) GetPrecopied() uint64 {
+	if x != nil {
+		return x.Precopied
+	}
+	return 0
+}
+
+func (x *Barrier) GetCopied() uint64 {
+	if x != nil {
+		return x.Copied
+	}
+	return 0
+}
+
 type StatRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
@@ -458,7 +778,7 @@ type StatRequest struct {
 
 func (x *StatRequest) Reset() {
 	*x = StatRequest{}
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -470,7 +790,7 @@ func (x *StatRequest) String() string {
 func (*StatRequest) ProtoMessage() {}
 
 func (x *StatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -483,7 +803,7 @@ func (x *StatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatRequest.ProtoReflect.Descriptor instead.
 func (*StatRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{3}
+	return file_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *StatRequest) GetIno() uint64 {
@@ -522,7 +842,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +854,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +867,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *File) GetIno() uint64 {
@@ -692,7 +1012,7 @@ type StatResponse struct {
 
 func (x *StatResponse) Reset() {
 	*x = StatResponse{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -704,7 +1024,7 @@ func (x *StatResponse) String() string {
 func (*StatResponse) ProtoMessage() {}
 
 func (x *StatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -717,7 +1037,7 @@ func (x *StatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatResponse.ProtoReflect.Descriptor instead.
 func (*StatResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StatResponse) GetFile() *File {
@@ -736,7 +1056,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +1068,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +1081,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListRequest) GetIno() uint64 {
@@ -782,7 +1102,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +1114,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,7 +1127,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListResponse) GetName() []byte {
@@ -840,7 +1160,7 @@ type CommitRequest struct {
 
 func (x *CommitRequest) Reset() {
 	*x = CommitRequest{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +1172,7 @@ func (x *CommitRequest) String() string {
 func (*CommitRequest) ProtoMessage() {}
 
 func (x *CommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +1185,7 @@ func (x *CommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitRequest.ProtoReflect.Descriptor instead.
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CommitRequest) GetIno() uint64 {
@@ -884,7 +1204,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +1216,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +1229,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CommitResponse) GetEpoch() uint64 {
@@ -927,7 +1247,7 @@ type OpenFilesRequest struct {
 
 func (x *OpenFilesRequest) Reset() {
 	*x = OpenFilesRequest{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -939,7 +1259,7 @@ func (x *OpenFilesRequest) String() string {
 func (*OpenFilesRequest) ProtoMessage() {}
 
 func (x *OpenFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -952,7 +1272,7 @@ func (x *OpenFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenFilesRequest.ProtoReflect.Descriptor instead.
 func (*OpenFilesRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 type OpenFilesResponse struct {
@@ -966,7 +1286,7 @@ type OpenFilesResponse struct {
 
 func (x *OpenFilesResponse) Reset() {
 	*x = OpenFilesResponse{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1298,7 @@ func (x *OpenFilesResponse) String() string {
 func (*OpenFilesResponse) ProtoMessage() {}
 
 func (x *OpenFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1311,7 @@ func (x *OpenFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenFilesResponse.ProtoReflect.Descriptor instead.
 func (*OpenFilesResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OpenFilesResponse) GetIno() uint64 {
@@ -1023,7 +1343,7 @@ type CommitAllRequest struct {
 
 func (x *CommitAllRequest) Reset() {
 	*x = CommitAllRequest{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1355,7 @@ func (x *CommitAllRequest) String() string {
 func (*CommitAllRequest) ProtoMessage() {}
 
 func (x *CommitAllRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1368,7 @@ func (x *CommitAllRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitAllRequest.ProtoReflect.Descriptor instead.
 func (*CommitAllRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 type CommitAllResponse struct {
@@ -1060,7 +1380,7 @@ type CommitAllResponse struct {
 
 func (x *CommitAllResponse) Reset() {
 	*x = CommitAllResponse{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1392,7 @@ func (x *CommitAllResponse) String() string {
 func (*CommitAllResponse) ProtoMessage() {}
 
 func (x *CommitAllResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1405,7 @@ func (x *CommitAllResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitAllResponse.ProtoReflect.Descriptor instead.
 func (*CommitAllResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CommitAllResponse) GetFiles() uint64 {
@@ -1108,7 +1428,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1120,7 +1440,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1133,7 +1453,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Checkpoint) GetName() string {
@@ -1181,7 +1501,7 @@ type SaveCheckpointRequest struct {
 
 func (x *SaveCheckpointRequest) Reset() {
 	*x = SaveCheckpointRequest{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1193,7 +1513,7 @@ func (x *SaveCheckpointRequest) String() string {
 func (*SaveCheckpointRequest) ProtoMessage() {}
 
 func (x *SaveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1206,7 +1526,7 @@ func (x *SaveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*SaveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SaveCheckpointRequest) GetIno() uint64 {
@@ -1232,7 +1552,7 @@ type SaveCheckpointResponse struct {
 
 func (x *SaveCheckpointResponse) Reset() {
 	*x = SaveCheckpointResponse{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1564,7 @@ func (x *SaveCheckpointResponse) String() string {
 func (*SaveCheckpointResponse) ProtoMessage() {}
 
 func (x *SaveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1257,7 +1577,7 @@ func (x *SaveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*SaveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SaveCheckpointResponse) GetCheckpoint() *Checkpoint {
@@ -1276,7 +1596,7 @@ type CheckpointsRequest struct {
 
 func (x *CheckpointsRequest) Reset() {
 	*x = CheckpointsRequest{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1608,7 @@ func (x *CheckpointsRequest) String() string {
 func (*CheckpointsRequest) ProtoMessage() {}
 
 func (x *CheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1621,7 @@ func (x *CheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CheckpointsRequest) GetIno() uint64 {
@@ -1320,7 +1640,7 @@ type CheckpointsResponse struct {
 
 func (x *CheckpointsResponse) Reset() {
 	*x = CheckpointsResponse{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1652,7 @@ func (x *CheckpointsResponse) String() string {
 func (*CheckpointsResponse) ProtoMessage() {}
 
 func (x *CheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1665,7 @@ func (x *CheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CheckpointsResponse) GetCheckpoints() []*Checkpoint {
@@ -1365,7 +1685,7 @@ type DropCheckpointRequest struct {
 
 func (x *DropCheckpointRequest) Reset() {
 	*x = DropCheckpointRequest{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1697,7 @@ func (x *DropCheckpointRequest) String() string {
 func (*DropCheckpointRequest) ProtoMessage() {}
 
 func (x *DropCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1710,7 @@ func (x *DropCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DropCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DropCheckpointRequest) GetIno() uint64 {
@@ -1415,7 +1735,7 @@ type DropCheckpointResponse struct {
 
 func (x *DropCheckpointResponse) Reset() {
 	*x = DropCheckpointResponse{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1747,7 @@ func (x *DropCheckpointResponse) String() string {
 func (*DropCheckpointResponse) ProtoMessage() {}
 
 func (x *DropCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1760,7 @@ func (x *DropCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*DropCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{23}
 }
 
 type RollbackRequest struct {
@@ -1452,7 +1772,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1784,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1797,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{21}
+	return file_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RollbackRequest) GetIno() uint64 {
@@ -1497,7 +1817,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1509,7 +1829,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1522,7 +1842,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{22}
+	return file_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RollbackResponse) GetPages() uint64 {
@@ -1550,7 +1870,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1882,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1895,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{23}
+	return file_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RestoreRequest) GetIno() uint64 {
@@ -1608,7 +1928,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +1940,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +1953,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{24}
+	return file_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RestoreResponse) GetEpoch() uint64 {
@@ -1655,7 +1975,7 @@ type CloneRequest struct {
 
 func (x *CloneRequest) Reset() {
 	*x = CloneRequest{}
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1987,7 @@ func (x *CloneRequest) String() string {
 func (*CloneRequest) ProtoMessage() {}
 
 func (x *CloneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +2000,7 @@ func (x *CloneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneRequest.ProtoReflect.Descriptor instead.
 func (*CloneRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{25}
+	return file_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CloneRequest) GetIno() uint64 {
@@ -1720,7 +2040,7 @@ type CloneResponse struct {
 
 func (x *CloneResponse) Reset() {
 	*x = CloneResponse{}
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +2052,7 @@ func (x *CloneResponse) String() string {
 func (*CloneResponse) ProtoMessage() {}
 
 func (x *CloneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +2065,7 @@ func (x *CloneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneResponse.ProtoReflect.Descriptor instead.
 func (*CloneResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{26}
+	return file_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CloneResponse) GetIno() uint64 {
@@ -1764,7 +2084,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +2096,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +2109,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{27}
+	return file_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CheckRequest) GetIno() uint64 {
@@ -1813,7 +2133,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +2145,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +2158,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{28}
+	return file_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CheckResponse) GetEvent() isCheckResponse_Event {
@@ -1907,7 +2227,7 @@ type CheckProgress struct {
 
 func (x *CheckProgress) Reset() {
 	*x = CheckProgress{}
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1919,7 +2239,7 @@ func (x *CheckProgress) String() string {
 func (*CheckProgress) ProtoMessage() {}
 
 func (x *CheckProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1932,7 +2252,7 @@ func (x *CheckProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckProgress.ProtoReflect.Descriptor instead.
 func (*CheckProgress) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{29}
+	return file_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CheckProgress) GetDone() uint64 {
@@ -1960,7 +2280,7 @@ type CheckProblem struct {
 
 func (x *CheckProblem) Reset() {
 	*x = CheckProblem{}
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2292,7 @@ func (x *CheckProblem) String() string {
 func (*CheckProblem) ProtoMessage() {}
 
 func (x *CheckProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2305,7 @@ func (x *CheckProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckProblem.ProtoReflect.Descriptor instead.
 func (*CheckProblem) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{30}
+	return file_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CheckProblem) GetIno() uint64 {
@@ -2021,7 +2341,7 @@ type CheckSummary struct {
 
 func (x *CheckSummary) Reset() {
 	*x = CheckSummary{}
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2033,7 +2353,7 @@ func (x *CheckSummary) String() string {
 func (*CheckSummary) ProtoMessage() {}
 
 func (x *CheckSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2046,7 +2366,7 @@ func (x *CheckSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckSummary.ProtoReflect.Descriptor instead.
 func (*CheckSummary) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{31}
+	return file_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CheckSummary) GetFiles() uint64 {
@@ -2087,7 +2407,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2419,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2432,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{32}
+	return file_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ExportRequest) GetIno() uint64 {
@@ -2143,7 +2463,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2155,7 +2475,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2168,7 +2488,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{33}
+	return file_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExportResponse) GetEvent() isExportResponse_Event {
@@ -2237,7 +2557,7 @@ type ExportHeader struct {
 
 func (x *ExportHeader) Reset() {
 	*x = ExportHeader{}
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2249,7 +2569,7 @@ func (x *ExportHeader) String() string {
 func (*ExportHeader) ProtoMessage() {}
 
 func (x *ExportHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2262,7 +2582,7 @@ func (x *ExportHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportHeader.ProtoReflect.Descriptor instead.
 func (*ExportHeader) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{34}
+	return file_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExportHeader) GetSize() uint64 {
@@ -2289,7 +2609,7 @@ type ExportData struct {
 
 func (x *ExportData) Reset() {
 	*x = ExportData{}
-	mi := &file_control_proto_msgTypes[35]
+	mi := &file_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2621,7 @@ func (x *ExportData) String() string {
 func (*ExportData) ProtoMessage() {}
 
 func (x *ExportData) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[35]
+	mi := &file_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2634,7 @@ func (x *ExportData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportData.ProtoReflect.Descriptor instead.
 func (*ExportData) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{35}
+	return file_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExportData) GetOffset() uint64 {
@@ -2339,7 +2659,7 @@ type ExportEnd struct {
 
 func (x *ExportEnd) Reset() {
 	*x = ExportEnd{}
-	mi := &file_control_proto_msgTypes[36]
+	mi := &file_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2351,7 +2671,7 @@ func (x *ExportEnd) String() string {
 func (*ExportEnd) ProtoMessage() {}
 
 func (x *ExportEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[36]
+	mi := &file_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2364,7 +2684,7 @@ func (x *ExportEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEnd.ProtoReflect.Descriptor instead.
 func (*ExportEnd) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{36}
+	return file_control_proto_rawDescGZIP(), []int{39}
 }
 
 var File_control_proto protoreflect.FileDescriptor
@@ -2374,7 +2694,7 @@ const file_control_proto_rawDesc = "" +
 	"\rcontrol.proto\x12\x12rpmemfs.control.v1\"A\n" +
 	"\vErrorDetail\x122\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1a.rpmemfs.control.v1.ReasonR\x06reason\"\x0f\n" +
-	"\rStatusRequest\"\xc7\x06\n" +
+	"\rStatusRequest\"\x85\a\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x03R\x03pid\x12\x1b\n" +
@@ -2410,7 +2730,39 @@ const file_control_proto_rawDesc = "" +
 	"\x0fpages_committed\x18\x17 \x01(\x04R\x0epagesCommitted\x12'\n" +
 	"\x0fpages_unchanged\x18\x18 \x01(\x04R\x0epagesUnchanged\x120\n" +
 	"\x14medium_bytes_written\x18\x19 \x01(\x04R\x12mediumBytesWritten\x12%\n" +
-	"\x0emedium_flushes\x18\x1a \x01(\x04R\rmediumFlushes\"\x1f\n" +
+	"\x0emedium_flushes\x18\x1a \x01(\x04R\rmediumFlushes\x12<\n" +
+	"\battached\x18( \x03(\v2 .rpmemfs.control.v1.AttachedFileR\battached\"\xd2\x02\n" +
+	"\fAttachedFile\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\fR\x04path\x12\x1a\n" +
+	"\binterval\x18\x03 \x01(\x04R\binterval\x12?\n" +
+	"\bprograms\x18\x04 \x03(\v2#.rpmemfs.control.v1.AttachedProgramR\bprograms\x12\x1a\n" +
+	"\bbarriers\x18\x05 \x01(\x04R\bbarriers\x12\x1d\n" +
+	"\n" +
+	"called_off\x18\x06 \x01(\x04R\tcalledOff\x12\x1c\n" +
+	"\trollbacks\x18\a \x01(\x04R\trollbacks\x12\x12\n" +
+	"\x04late\x18\b \x01(\tR\x04late\x12!\n" +
+	"\flate_barrier\x18\t \x01(\x04R\vlateBarrier\x12/\n" +
+	"\x04last\x18\n" +
+	" \x01(\v2\x1b.rpmemfs.control.v1.BarrierR\x04last\"\x88\x01\n" +
+	"\x0fAttachedProgram\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x03R\x03pid\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\rR\x03uid\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12%\n" +
+	"\x0erestart_points\x18\x04 \x01(\bR\rrestartPoints\x12\x16\n" +
+	"\x06tracks\x18\x05 \x01(\bR\x06tracks\"\xf1\x01\n" +
+	"\aBarrier\x12\x16\n" +
+	"\x06number\x18\x01 \x01(\x04R\x06number\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\adrained\x18\x03 \x01(\bR\adrained\x12\x12\n" +
+	"\x04park\x18\x04 \x01(\x04R\x04park\x12\x14\n" +
+	"\x05pause\x18\x05 \x01(\x04R\x05pause\x12\x12\n" +
+	"\x04scan\x18\x06 \x01(\x04R\x04scan\x12\x12\n" +
+	"\x04copy\x18\a \x01(\x04R\x04copy\x12\x16\n" +
+	"\x06rounds\x18\b \x01(\rR\x06rounds\x12\x1c\n" +
+	"\tprecopied\x18\t \x01(\x04R\tprecopied\x12\x16\n" +
+	"\x06copied\x18\n" +
+	" \x01(\x04R\x06copied\"\x1f\n" +
 	"\vStatRequest\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\"\x92\x04\n" +
 	"\x04File\x12\x10\n" +
@@ -2584,92 +2936,98 @@ func file_control_proto_rawDescGZIP() []byte {
 }
 
 var file_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_control_proto_goTypes = []any{
 	(Reason)(0),                    // 0: rpmemfs.control.v1.Reason
 	(*ErrorDetail)(nil),            // 1: rpmemfs.control.v1.ErrorDetail
 	(*StatusRequest)(nil),          // 2: rpmemfs.control.v1.StatusRequest
 	(*StatusResponse)(nil),         // 3: rpmemfs.control.v1.StatusResponse
-	(*StatRequest)(nil),            // 4: rpmemfs.control.v1.StatRequest
-	(*File)(nil),                   // 5: rpmemfs.control.v1.File
-	(*StatResponse)(nil),           // 6: rpmemfs.control.v1.StatResponse
-	(*ListRequest)(nil),            // 7: rpmemfs.control.v1.ListRequest
-	(*ListResponse)(nil),           // 8: rpmemfs.control.v1.ListResponse
-	(*CommitRequest)(nil),          // 9: rpmemfs.control.v1.CommitRequest
-	(*CommitResponse)(nil),         // 10: rpmemfs.control.v1.CommitResponse
-	(*OpenFilesRequest)(nil),       // 11: rpmemfs.control.v1.OpenFilesRequest
-	(*OpenFilesResponse)(nil),      // 12: rpmemfs.control.v1.OpenFilesResponse
-	(*CommitAllRequest)(nil),       // 13: rpmemfs.control.v1.CommitAllRequest
-	(*CommitAllResponse)(nil),      // 14: rpmemfs.control.v1.CommitAllResponse
-	(*Checkpoint)(nil),             // 15: rpmemfs.control.v1.Checkpoint
-	(*SaveCheckpointRequest)(nil),  // 16: rpmemfs.control.v1.SaveCheckpointRequest
-	(*SaveCheckpointResponse)(nil), // 17: rpmemfs.control.v1.SaveCheckpointResponse
-	(*CheckpointsRequest)(nil),     // 18: rpmemfs.control.v1.CheckpointsRequest
-	(*CheckpointsResponse)(nil),    // 19: rpmemfs.control.v1.CheckpointsResponse
-	(*DropCheckpointRequest)(nil),  // 20: rpmemfs.control.v1.DropCheckpointRequest
-	(*DropCheckpointResponse)(nil), // 21: rpmemfs.control.v1.DropCheckpointResponse
-	(*RollbackRequest)(nil),        // 22: rpmemfs.control.v1.RollbackRequest
-	(*RollbackResponse)(nil),       // 23: rpmemfs.control.v1.RollbackResponse
-	(*RestoreRequest)(nil),         // 24: rpmemfs.control.v1.RestoreRequest
-	(*RestoreResponse)(nil),        // 25: rpmemfs.control.v1.RestoreResponse
-	(*CloneRequest)(nil),           // 26: rpmemfs.control.v1.CloneRequest
-	(*CloneResponse)(nil),          // 27: rpmemfs.control.v1.CloneResponse
-	(*CheckRequest)(nil),           // 28: rpmemfs.control.v1.CheckRequest
-	(*CheckResponse)(nil),          // 29: rpmemfs.control.v1.CheckResponse
-	(*CheckProgress)(nil),          // 30: rpmemfs.control.v1.CheckProgress
-	(*CheckProblem)(nil),           // 31: rpmemfs.control.v1.CheckProblem
-	(*CheckSummary)(nil),           // 32: rpmemfs.control.v1.CheckSummary
-	(*ExportRequest)(nil),          // 33: rpmemfs.control.v1.ExportRequest
-	(*ExportResponse)(nil),         // 34: rpmemfs.control.v1.ExportResponse
-	(*ExportHeader)(nil),           // 35: rpmemfs.control.v1.ExportHeader
-	(*ExportData)(nil),             // 36: rpmemfs.control.v1.ExportData
-	(*ExportEnd)(nil),              // 37: rpmemfs.control.v1.ExportEnd
+	(*AttachedFile)(nil),           // 4: rpmemfs.control.v1.AttachedFile
+	(*AttachedProgram)(nil),        // 5: rpmemfs.control.v1.AttachedProgram
+	(*Barrier)(nil),                // 6: rpmemfs.control.v1.Barrier
+	(*StatRequest)(nil),            // 7: rpmemfs.control.v1.StatRequest
+	(*File)(nil),                   // 8: rpmemfs.control.v1.File
+	(*StatResponse)(nil),           // 9: rpmemfs.control.v1.StatResponse
+	(*ListRequest)(nil),            // 10: rpmemfs.control.v1.ListRequest
+	(*ListResponse)(nil),           // 11: rpmemfs.control.v1.ListResponse
+	(*CommitRequest)(nil),          // 12: rpmemfs.control.v1.CommitRequest
+	(*CommitResponse)(nil),         // 13: rpmemfs.control.v1.CommitResponse
+	(*OpenFilesRequest)(nil),       // 14: rpmemfs.control.v1.OpenFilesRequest
+	(*OpenFilesResponse)(nil),      // 15: rpmemfs.control.v1.OpenFilesResponse
+	(*CommitAllRequest)(nil),       // 16: rpmemfs.control.v1.CommitAllRequest
+	(*CommitAllResponse)(nil),      // 17: rpmemfs.control.v1.CommitAllResponse
+	(*Checkpoint)(nil),             // 18: rpmemfs.control.v1.Checkpoint
+	(*SaveCheckpointRequest)(nil),  // 19: rpmemfs.control.v1.SaveCheckpointRequest
+	(*SaveCheckpointResponse)(nil), // 20: rpmemfs.control.v1.SaveCheckpointResponse
+	(*CheckpointsRequest)(nil),     // 21: rpmemfs.control.v1.CheckpointsRequest
+	(*CheckpointsResponse)(nil),    // 22: rpmemfs.control.v1.CheckpointsResponse
+	(*DropCheckpointRequest)(nil),  // 23: rpmemfs.control.v1.DropCheckpointRequest
+	(*DropCheckpointResponse)(nil), // 24: rpmemfs.control.v1.DropCheckpointResponse
+	(*RollbackRequest)(nil),        // 25: rpmemfs.control.v1.RollbackRequest
+	(*RollbackResponse)(nil),       // 26: rpmemfs.control.v1.RollbackResponse
+	(*RestoreRequest)(nil),         // 27: rpmemfs.control.v1.RestoreRequest
+	(*RestoreResponse)(nil),        // 28: rpmemfs.control.v1.RestoreResponse
+	(*CloneRequest)(nil),           // 29: rpmemfs.control.v1.CloneRequest
+	(*CloneResponse)(nil),          // 30: rpmemfs.control.v1.CloneResponse
+	(*CheckRequest)(nil),           // 31: rpmemfs.control.v1.CheckRequest
+	(*CheckResponse)(nil),          // 32: rpmemfs.control.v1.CheckResponse
+	(*CheckProgress)(nil),          // 33: rpmemfs.control.v1.CheckProgress
+	(*CheckProblem)(nil),           // 34: rpmemfs.control.v1.CheckProblem
+	(*CheckSummary)(nil),           // 35: rpmemfs.control.v1.CheckSummary
+	(*ExportRequest)(nil),          // 36: rpmemfs.control.v1.ExportRequest
+	(*ExportResponse)(nil),         // 37: rpmemfs.control.v1.ExportResponse
+	(*ExportHeader)(nil),           // 38: rpmemfs.control.v1.ExportHeader
+	(*ExportData)(nil),             // 39: rpmemfs.control.v1.ExportData
+	(*ExportEnd)(nil),              // 40: rpmemfs.control.v1.ExportEnd
 }
 var file_control_proto_depIdxs = []int32{
 	0,  // 0: rpmemfs.control.v1.ErrorDetail.reason:type_name -> rpmemfs.control.v1.Reason
-	5,  // 1: rpmemfs.control.v1.StatResponse.file:type_name -> rpmemfs.control.v1.File
-	5,  // 2: rpmemfs.control.v1.ListResponse.file:type_name -> rpmemfs.control.v1.File
-	15, // 3: rpmemfs.control.v1.SaveCheckpointResponse.checkpoint:type_name -> rpmemfs.control.v1.Checkpoint
-	15, // 4: rpmemfs.control.v1.CheckpointsResponse.checkpoints:type_name -> rpmemfs.control.v1.Checkpoint
-	30, // 5: rpmemfs.control.v1.CheckResponse.progress:type_name -> rpmemfs.control.v1.CheckProgress
-	31, // 6: rpmemfs.control.v1.CheckResponse.problem:type_name -> rpmemfs.control.v1.CheckProblem
-	32, // 7: rpmemfs.control.v1.CheckResponse.summary:type_name -> rpmemfs.control.v1.CheckSummary
-	35, // 8: rpmemfs.control.v1.ExportResponse.header:type_name -> rpmemfs.control.v1.ExportHeader
-	36, // 9: rpmemfs.control.v1.ExportResponse.data:type_name -> rpmemfs.control.v1.ExportData
-	37, // 10: rpmemfs.control.v1.ExportResponse.end:type_name -> rpmemfs.control.v1.ExportEnd
-	2,  // 11: rpmemfs.control.v1.Control.Status:input_type -> rpmemfs.control.v1.StatusRequest
-	4,  // 12: rpmemfs.control.v1.Control.Stat:input_type -> rpmemfs.control.v1.StatRequest
-	7,  // 13: rpmemfs.control.v1.Control.List:input_type -> rpmemfs.control.v1.ListRequest
-	9,  // 14: rpmemfs.control.v1.Control.Commit:input_type -> rpmemfs.control.v1.CommitRequest
-	11, // 15: rpmemfs.control.v1.Control.OpenFiles:input_type -> rpmemfs.control.v1.OpenFilesRequest
-	13, // 16: rpmemfs.control.v1.Control.CommitAll:input_type -> rpmemfs.control.v1.CommitAllRequest
-	16, // 17: rpmemfs.control.v1.Control.SaveCheckpoint:input_type -> rpmemfs.control.v1.SaveCheckpointRequest
-	18, // 18: rpmemfs.control.v1.Control.Checkpoints:input_type -> rpmemfs.control.v1.CheckpointsRequest
-	20, // 19: rpmemfs.control.v1.Control.DropCheckpoint:input_type -> rpmemfs.control.v1.DropCheckpointRequest
-	22, // 20: rpmemfs.control.v1.Control.Rollback:input_type -> rpmemfs.control.v1.RollbackRequest
-	24, // 21: rpmemfs.control.v1.Control.Restore:input_type -> rpmemfs.control.v1.RestoreRequest
-	26, // 22: rpmemfs.control.v1.Control.Clone:input_type -> rpmemfs.control.v1.CloneRequest
-	28, // 23: rpmemfs.control.v1.Control.Check:input_type -> rpmemfs.control.v1.CheckRequest
-	33, // 24: rpmemfs.control.v1.Control.Export:input_type -> rpmemfs.control.v1.ExportRequest
-	3,  // 25: rpmemfs.control.v1.Control.Status:output_type -> rpmemfs.control.v1.StatusResponse
-	6,  // 26: rpmemfs.control.v1.Control.Stat:output_type -> rpmemfs.control.v1.StatResponse
-	8,  // 27: rpmemfs.control.v1.Control.List:output_type -> rpmemfs.control.v1.ListResponse
-	10, // 28: rpmemfs.control.v1.Control.Commit:output_type -> rpmemfs.control.v1.CommitResponse
-	12, // 29: rpmemfs.control.v1.Control.OpenFiles:output_type -> rpmemfs.control.v1.OpenFilesResponse
-	14, // 30: rpmemfs.control.v1.Control.CommitAll:output_type -> rpmemfs.control.v1.CommitAllResponse
-	17, // 31: rpmemfs.control.v1.Control.SaveCheckpoint:output_type -> rpmemfs.control.v1.SaveCheckpointResponse
-	19, // 32: rpmemfs.control.v1.Control.Checkpoints:output_type -> rpmemfs.control.v1.CheckpointsResponse
-	21, // 33: rpmemfs.control.v1.Control.DropCheckpoint:output_type -> rpmemfs.control.v1.DropCheckpointResponse
-	23, // 34: rpmemfs.control.v1.Control.Rollback:output_type -> rpmemfs.control.v1.RollbackResponse
-	25, // 35: rpmemfs.control.v1.Control.Restore:output_type -> rpmemfs.control.v1.RestoreResponse
-	27, // 36: rpmemfs.control.v1.Control.Clone:output_type -> rpmemfs.control.v1.CloneResponse
-	29, // 37: rpmemfs.control.v1.Control.Check:output_type -> rpmemfs.control.v1.CheckResponse
-	34, // 38: rpmemfs.control.v1.Control.Export:output_type -> rpmemfs.control.v1.ExportResponse
-	25, // [25:39] is the sub-list for method output_type
-	11, // [11:25] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	4,  // 1: rpmemfs.control.v1.StatusResponse.attached:type_name -> rpmemfs.control.v1.AttachedFile
+	5,  // 2: rpmemfs.control.v1.AttachedFile.programs:type_name -> rpmemfs.control.v1.AttachedProgram
+	6,  // 3: rpmemfs.control.v1.AttachedFile.last:type_name -> rpmemfs.control.v1.Barrier
+	8,  // 4: rpmemfs.control.v1.StatResponse.file:type_name -> rpmemfs.control.v1.File
+	8,  // 5: rpmemfs.control.v1.ListResponse.file:type_name -> rpmemfs.control.v1.File
+	18, // 6: rpmemfs.control.v1.SaveCheckpointResponse.checkpoint:type_name -> rpmemfs.control.v1.Checkpoint
+	18, // 7: rpmemfs.control.v1.CheckpointsResponse.checkpoints:type_name -> rpmemfs.control.v1.Checkpoint
+	33, // 8: rpmemfs.control.v1.CheckResponse.progress:type_name -> rpmemfs.control.v1.CheckProgress
+	34, // 9: rpmemfs.control.v1.CheckResponse.problem:type_name -> rpmemfs.control.v1.CheckProblem
+	35, // 10: rpmemfs.control.v1.CheckResponse.summary:type_name -> rpmemfs.control.v1.CheckSummary
+	38, // 11: rpmemfs.control.v1.ExportResponse.header:type_name -> rpmemfs.control.v1.ExportHeader
+	39, // 12: rpmemfs.control.v1.ExportResponse.data:type_name -> rpmemfs.control.v1.ExportData
+	40, // 13: rpmemfs.control.v1.ExportResponse.end:type_name -> rpmemfs.control.v1.ExportEnd
+	2,  // 14: rpmemfs.control.v1.Control.Status:input_type -> rpmemfs.control.v1.StatusRequest
+	7,  // 15: rpmemfs.control.v1.Control.Stat:input_type -> rpmemfs.control.v1.StatRequest
+	10, // 16: rpmemfs.control.v1.Control.List:input_type -> rpmemfs.control.v1.ListRequest
+	12, // 17: rpmemfs.control.v1.Control.Commit:input_type -> rpmemfs.control.v1.CommitRequest
+	14, // 18: rpmemfs.control.v1.Control.OpenFiles:input_type -> rpmemfs.control.v1.OpenFilesRequest
+	16, // 19: rpmemfs.control.v1.Control.CommitAll:input_type -> rpmemfs.control.v1.CommitAllRequest
+	19, // 20: rpmemfs.control.v1.Control.SaveCheckpoint:input_type -> rpmemfs.control.v1.SaveCheckpointRequest
+	21, // 21: rpmemfs.control.v1.Control.Checkpoints:input_type -> rpmemfs.control.v1.CheckpointsRequest
+	23, // 22: rpmemfs.control.v1.Control.DropCheckpoint:input_type -> rpmemfs.control.v1.DropCheckpointRequest
+	25, // 23: rpmemfs.control.v1.Control.Rollback:input_type -> rpmemfs.control.v1.RollbackRequest
+	27, // 24: rpmemfs.control.v1.Control.Restore:input_type -> rpmemfs.control.v1.RestoreRequest
+	29, // 25: rpmemfs.control.v1.Control.Clone:input_type -> rpmemfs.control.v1.CloneRequest
+	31, // 26: rpmemfs.control.v1.Control.Check:input_type -> rpmemfs.control.v1.CheckRequest
+	36, // 27: rpmemfs.control.v1.Control.Export:input_type -> rpmemfs.control.v1.ExportRequest
+	3,  // 28: rpmemfs.control.v1.Control.Status:output_type -> rpmemfs.control.v1.StatusResponse
+	9,  // 29: rpmemfs.control.v1.Control.Stat:output_type -> rpmemfs.control.v1.StatResponse
+	11, // 30: rpmemfs.control.v1.Control.List:output_type -> rpmemfs.control.v1.ListResponse
+	13, // 31: rpmemfs.control.v1.Control.Commit:output_type -> rpmemfs.control.v1.CommitResponse
+	15, // 32: rpmemfs.control.v1.Control.OpenFiles:output_type -> rpmemfs.control.v1.OpenFilesResponse
+	17, // 33: rpmemfs.control.v1.Control.CommitAll:output_type -> rpmemfs.control.v1.CommitAllResponse
+	20, // 34: rpmemfs.control.v1.Control.SaveCheckpoint:output_type -> rpmemfs.control.v1.SaveCheckpointResponse
+	22, // 35: rpmemfs.control.v1.Control.Checkpoints:output_type -> rpmemfs.control.v1.CheckpointsResponse
+	24, // 36: rpmemfs.control.v1.Control.DropCheckpoint:output_type -> rpmemfs.control.v1.DropCheckpointResponse
+	26, // 37: rpmemfs.control.v1.Control.Rollback:output_type -> rpmemfs.control.v1.RollbackResponse
+	28, // 38: rpmemfs.control.v1.Control.Restore:output_type -> rpmemfs.control.v1.RestoreResponse
+	30, // 39: rpmemfs.control.v1.Control.Clone:output_type -> rpmemfs.control.v1.CloneResponse
+	32, // 40: rpmemfs.control.v1.Control.Check:output_type -> rpmemfs.control.v1.CheckResponse
+	37, // 41: rpmemfs.control.v1.Control.Export:output_type -> rpmemfs.control.v1.ExportResponse
+	28, // [28:42] is the sub-list for method output_type
+	14, // [14:28] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -2677,12 +3035,12 @@ func file_control_proto_init() {
 	if File_control_proto != nil {
 		return
 	}
-	file_control_proto_msgTypes[28].OneofWrappers = []any{
+	file_control_proto_msgTypes[31].OneofWrappers = []any{
 		(*CheckResponse_Progress)(nil),
 		(*CheckResponse_Problem)(nil),
 		(*CheckResponse_Summary)(nil),
 	}
-	file_control_proto_msgTypes[33].OneofWrappers = []any{
+	file_control_proto_msgTypes[36].OneofWrappers = []any{
 		(*ExportResponse_Header)(nil),
 		(*ExportResponse_Data)(nil),
 		(*ExportResponse_End)(nil),
@@ -2693,7 +3051,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   37,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

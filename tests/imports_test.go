@@ -29,7 +29,7 @@ var edges = map[string][]string{
 	"attach/wire": {"golang.org/x/sys*"},
 	"attach/ring": {"golang.org/x/sys*"},
 	"client":      {module + "/epoch", module + "/attach/*", "golang.org/x/sys*"},
-	"control": {module + "/volume", module + "/namespace", module + "/region", module + "/epoch", module + "/control/*",
+	"control": {module + "/volume", module + "/attach", module + "/namespace", module + "/region", module + "/epoch", module + "/control/*",
 		"google.golang.org/grpc*", "google.golang.org/protobuf*", "golang.org/x/sys*"},
 	"control/*":  {"google.golang.org/grpc*", "google.golang.org/protobuf*"},
 	"heap":       {"golang.org/x/sys*"},

@@ -169,6 +169,7 @@ int attach(struct rpmemfs *r)
 	};
 	atomic_store(&r->stop, 0);
 	atomic_store(&r->ended, 0);
+	r->joined = false;
 	error = discover(r, &to);
 	if (error)
 		return error;
@@ -193,11 +194,18 @@ int attach(struct rpmemfs *r)
 	return error;
 }
 
+void join_helper(struct rpmemfs *r)
+{
+	if (!r->joined)
+		pthread_join(r->helper, NULL);
+	r->joined = true;
+}
+
 void detach(struct rpmemfs *r)
 {
 	atomic_store(&r->stop, 1);
 	eventfd_write(r->wake, 1);
-	pthread_join(r->helper, NULL);
+	join_helper(r);
 	threads_end(&r->threads);
 	close_all(r);
 }

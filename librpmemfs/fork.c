@@ -126,6 +126,8 @@ static __attribute__((destructor)) void goodbye(void)
 		while (!atomic_load(&r->ended) &&
 		       futex_wait(&r->ended, 0, deadline, false))
 			;
+		if (atomic_load(&r->ended))
+			join_helper(r);
 	}
 	pthread_mutex_unlock(&list_lock);
 }

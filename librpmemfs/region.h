@@ -62,6 +62,7 @@ struct rpmemfs {
 	struct capture capture;
 	struct member member;
 	pthread_t helper;
+	bool joined;
 	_Atomic int stop;
 	_Atomic uint32_t ended;	/* futex: the helper thread has */
 
@@ -92,6 +93,8 @@ void map_close(struct rpmemfs *r);
 int attach(struct rpmemfs *r);
 /* detach ends the helper thread and the membership. */
 void detach(struct rpmemfs *r);
+/* join_helper waits until the helper thread is gone, which was told to stop. */
+void join_helper(struct rpmemfs *r);
 /* abandon gives up, in a forked child, what belongs to the parent. */
 void abandon(struct rpmemfs *r);
 

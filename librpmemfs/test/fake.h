@@ -18,6 +18,7 @@ struct fake_faults {
 	bool garbage;		/* sends a malformed message next */
 	int refuse;		/* errno of WELCOME */
 	bool extra;		/* asks for pages by GO */
+	bool blind;		/* compares nothing: for measurements */
 };
 
 struct fake_counts {

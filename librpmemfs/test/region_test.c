@@ -426,13 +426,13 @@ static void test_grow(void)
 static void test_address(void)
 {
 	struct fake *f = fake_start(MIB);
-	struct rpmemfs_options opt = { .address = (void *)0x300000000000 };
+	struct rpmemfs_options opt = { .address = (void *)0x550000000000 };
 	struct rpmemfs *r, *other;
 
 	CHECK_ERROR(rpmemfs_open(fake_path(f), &opt, &r), 0);
 	CHECK(rpmemfs_base(r) == opt.address);
 	CHECK_ERROR(rpmemfs_open(fake_path(f), &opt, &other), -EEXIST);
-	opt.address = (void *)0x300000001000;
+	opt.address = (void *)0x550000001000;
 	CHECK_ERROR(rpmemfs_open(fake_path(f), &opt, &other), -EINVAL);
 	rpmemfs_close(r);
 	fake_stop(f);

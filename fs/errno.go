@@ -38,6 +38,7 @@ var errnos = []struct {
 	{namespace.ErrTooManyLinks, unix.EMLINK, false},
 	{volume.ErrBusy, unix.EBUSY, false},
 	{volume.ErrLost, unix.EOWNERDEAD, false},
+	{volume.ErrDeadlock, unix.EDEADLK, true},
 	{volume.ErrPermission, unix.EACCES, false},
 	{volume.ErrReadOnly, unix.EROFS, false},
 	{volume.ErrClosed, unix.ENODEV, false},

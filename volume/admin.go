@@ -41,8 +41,10 @@ func (v *Volume) Commit(ctx context.Context, ino namespace.Ino) (epoch.ID, error
 // commitAll commits the whole open epoch of a file: at a barrier, if programs with
 // restart points are attached.
 func (v *Volume) commitAll(ctx context.Context, f *file) (epoch.ID, error) {
-	if id, handled, err := v.checkpointMembers(ctx, f, 0); handled {
-		return id, err
+	if v.isAttached(f) {
+		if id, handled, err := v.members.Checkpoint(ctx, uint64(f.ino)); handled {
+			return id, err
+		}
 	}
 	return v.commit(ctx, f, epoch.All)
 }

@@ -17,6 +17,9 @@ var (
 	// ErrLost reports an open epoch that is being rolled back, because a program
 	// that was attached to the file died in the middle of it.
 	ErrLost = errors.New("volume: a program attached to the file died; its open epoch is being rolled back")
+	// ErrDeadlock reports an fsync by a program with restart points: it commits by
+	// rpmemfs_checkpoint.
+	ErrDeadlock = errors.New("volume: a program with restart points commits by rpmemfs_checkpoint, not by fsync")
 	// ErrPermission reports a program that may not write the file it wants to
 	// attach to.
 	ErrPermission = errors.New("volume: permission denied")
@@ -28,8 +31,9 @@ type Members interface {
 	// Checkpoint commits a file at a barrier if programs with restart points are
 	// attached to it; handled tells.
 	Checkpoint(ctx context.Context, ino uint64) (id epoch.ID, handled bool, err error)
-	// Attached reports whether a process is attached to a file.
-	Attached(ino uint64, pid int) bool
+	// Member reports whether a process is attached to a file, and whether it has
+	// restart points.
+	Member(ino uint64, pid int) (attached, restartPoints bool)
 	// Settle waits until each member of a file that is dead by now has been dealt
 	// with.
 	Settle(ctx context.Context, ino uint64) error
@@ -39,7 +43,7 @@ type Members interface {
 type noMembers struct{}
 
 func (noMembers) Checkpoint(context.Context, uint64) (epoch.ID, bool, error) { return 0, false, nil }
-func (noMembers) Attached(uint64, int) bool                                  { return false }
+func (noMembers) Member(uint64, int) (attached, restartPoints bool)          { return false, false }
 func (noMembers) Settle(context.Context, uint64) error                       { return nil }
 
 // SetMembers tells the volume who is attached to its files. It is called once,
@@ -231,14 +235,25 @@ func (v *Volume) settleMembers(ctx context.Context, f *file) error {
 	return nil
 }
 
-// checkpointMembers commits a file at a barrier if programs with restart points are
-// attached to it, and the process that asks is not one of them: that one would wait
-// for itself.
-func (v *Volume) checkpointMembers(ctx context.Context, f *file, process int) (id epoch.ID, handled bool, err error) {
-	if !v.isAttached(f) || process != 0 && v.members.Attached(uint64(f.ino), process) {
-		return 0, false, nil
+// syncMembers is an fsync by a process, 0 if it is unknown, of a file that programs
+// may be attached to: it commits at their barrier. A program that commits by msync
+// alone does not wait for itself, and one with restart points must not: it would
+// commit the half-made changes of its other threads.
+func (v *Volume) syncMembers(ctx context.Context, f *file, process int) (handled bool, err error) {
+	if !v.isAttached(f) {
+		return false, nil
 	}
-	return v.members.Checkpoint(ctx, uint64(f.ino))
+	if process != 0 {
+		attached, restartPoints := v.members.Member(uint64(f.ino), process)
+		if restartPoints {
+			return true, fmt.Errorf("fsync of file %d by process %d: %w", f.ino, process, ErrDeadlock)
+		}
+		if attached {
+			return false, nil
+		}
+	}
+	_, handled, err = v.members.Checkpoint(ctx, uint64(f.ino))
+	return handled, err
 }
 
 func (v *Volume) isAttached(f *file) bool {

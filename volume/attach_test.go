@@ -16,6 +16,7 @@ import (
 // members is a volume.Members whose answers a test chooses.
 type members struct {
 	pid         int
+	commitOnly  bool
 	checkpoints int
 	settled     chan struct{} // Settle waits for it, if not nil
 }
@@ -25,7 +26,9 @@ func (m *members) Checkpoint(context.Context, uint64) (epoch.ID, bool, error) {
 	return 77, true, nil
 }
 
-func (m *members) Attached(_ uint64, pid int) bool { return pid == m.pid }
+func (m *members) Member(_ uint64, pid int) (attached, restartPoints bool) {
+	return pid == m.pid, pid == m.pid && !m.commitOnly
+}
 
 func (m *members) Settle(ctx context.Context, _ uint64) error {
 	if m.settled == nil {
@@ -111,6 +114,8 @@ func TestAttachment(t *testing.T) {
 	f.must(err)
 
 	// fsync by a stranger, and checkpoint, go by the barrier; by a member not.
+	wantError(t, "fsync by a member with restart points", member.Sync(ctx), volume.ErrDeadlock)
+	m.commitOnly = true
 	f.must(member.Sync(ctx))
 	if m.checkpoints != 0 {
 		t.Error("fsync by a member waits for a barrier, and so for itself")

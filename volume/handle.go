@@ -90,10 +90,10 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64, src rdmacache.S
 }
 
 // Sync commits everything stored in the file, as one epoch: at a barrier, if
-// programs with restart points are attached and the process that asks is not one of
-// them.
+// programs with restart points are attached. ErrDeadlock if the one that opened the
+// file is one of them.
 func (h *Handle) Sync(ctx context.Context) error {
-	_, handled, err := h.v.checkpointMembers(ctx, h.f, h.process)
+	handled, err := h.v.syncMembers(ctx, h.f, h.process)
 	if !handled {
 		_, err = h.v.commit(ctx, h.f, epoch.All)
 	}

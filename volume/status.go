@@ -27,7 +27,7 @@ type FileStat struct {
 	Checkpoints  int           `json:"checkpoints"`
 	OnClose      string        `json:"on_close"` // "rollback" or "commit", as it applies
 	Handles      int           `json:"handles"`
-	Attached     int           `json:"attached"` // programs that capture what they store
+	Attached     int           `json:"attached"`           // programs that capture what they store
 	Poisoned     string        `json:"poisoned,omitempty"` // the first cause
 	GrantedSlots uint64        `json:"granted_slots"`
 	FreeSlots    uint64        `json:"free_slots"` // of the granted ones

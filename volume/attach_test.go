@@ -142,7 +142,7 @@ func TestAttachment(t *testing.T) {
 // file waits until it is rolled back.
 func TestAttachedDeath(t *testing.T) {
 	f := newFixture(t, 16<<20, volume.Config{})
-	m := &members{pid: 10}
+	m := &members{pid: 10, commitOnly: true}
 	f.SetMembers(m)
 	ino := f.saved("file", "0123456789")
 	a, err := f.Attach(ctx, uint64(ino), 0, 0)

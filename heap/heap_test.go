@@ -14,10 +14,10 @@ import (
 	"github.com/rpmemfs/rpmemfs/heap"
 )
 
-var (
-	seed   = flag.Uint64("seed", 0, "seed of the random tests; 0 picks one")
-	update = flag.Bool("update", false, "write the golden files anew")
-)
+var seed = flag.Uint64("seed", 0, "seed of the random tests; 0 picks one")
+
+// kinds of heaps that every test of the whole is about.
+var kinds = map[string]bool{"plain": false, "guards": true}
 
 func TestMain(m *testing.M) {
 	flag.Parse()

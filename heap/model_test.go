@@ -172,7 +172,7 @@ func (m *model) check(t *testing.T) {
 // What was there at some moment is there again in a copy of the bytes: rolling
 // back needs nothing else.
 func TestModel(t *testing.T) {
-	for name, guards := range map[string]bool{"plain": false, "guards": true} {
+	for name, guards := range kinds {
 		t.Run(name, func(t *testing.T) {
 			steps, every := 500_000, 10_000
 			if testing.Short() {

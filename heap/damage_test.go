@@ -12,7 +12,7 @@ import (
 	"github.com/rpmemfs/rpmemfs/heap"
 )
 
-// A victim is a golden heap that can be damaged again and again.
+// A victim is a heap that can be damaged again and again.
 type victim struct {
 	r      *region
 	places []uint64 // words that are not zero
@@ -20,11 +20,11 @@ type victim struct {
 	blocks []heap.Offset // in use
 }
 
-func newVictim(t testing.TB, name string) *victim {
+func newVictim(t testing.TB, guards bool) *victim {
 	t.Helper()
 	v := &victim{r: newRegion(t, 0, 512<<20), pages: map[uint64][]byte{}}
-	h := v.r.create(t, heap.Options{Base: goldenBase, Guards: goldens[name]})
-	for _, off := range do(t, h, goldenCalls(t)) {
+	h := v.r.create(t, heap.Options{Guards: guards})
+	for _, off := range do(t, h, damageCalls(t)) {
 		v.blocks = append(v.blocks, off)
 	}
 	slices.Sort(v.blocks)
@@ -160,10 +160,10 @@ func TestDamage(t *testing.T) {
 	if testing.Short() {
 		rounds = 50
 	}
-	for name := range goldens {
+	for name, guards := range kinds {
 		t.Run(name, func(t *testing.T) {
 			rng := newRand()
-			v := newVictim(t, name)
+			v := newVictim(t, guards)
 			for range rounds {
 				flips := make([]flip, 1+rng.IntN(3))
 				for i := range flips {
@@ -179,7 +179,7 @@ func TestDamage(t *testing.T) {
 }
 
 func FuzzDamage(f *testing.F) {
-	victims := []*victim{newVictim(f, "testdata/heap.hex"), newVictim(f, "testdata/heap_guards.hex")}
+	victims := []*victim{newVictim(f, false), newVictim(f, true)}
 	f.Add([]byte{0, 0, 0, 0, 1}, false)
 	f.Add([]byte{20, 0, 3, 255, 21, 0, 1, 128}, true)
 	f.Fuzz(func(t *testing.T, b []byte, guards bool) {

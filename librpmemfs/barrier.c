@@ -23,8 +23,12 @@ enum {
 	FEW_PAGES = 256,	/* copied in less time than a scan takes */
 };
 
-/* How long the daemon may be silent after all is ready. */
-#define GRACE_NS (UINT64_C(20) * SEC)
+/* How long copying may wait for room in the ring. The daemon waits longer. */
+#define COPY_NS (UINT64_C(50) * SEC)
+
+/* How long the daemon may be silent. It bounds what it does by itself: write
+ * back, copying of the others, a rollback. */
+#define GRACE_NS (UINT64_C(180) * SEC)
 
 static int send_number(struct rpmemfs *r, uint16_t type, uint64_t n)
 {
@@ -44,12 +48,13 @@ static int missed(struct rpmemfs *r, int error)
 	return wire_send(r->sock, &m, -1);
 }
 
-/* precopy copies what was stored so far while the program runs. */
+/* precopy copies what was stored so far while the program runs, for at most
+ * half of the time until a thread would be late. */
 static int precopy(struct rpmemfs *r)
 {
 	struct member *m = &r->member;
 	struct capture *c = &r->capture;
-	uint64_t until = after_ns(m->timeout_ns / 4);
+	uint64_t until = after_ns(m->timeout_ns / 2);
 	uint64_t found = UINT64_MAX, last;
 
 	if (!c->tracks)
@@ -58,7 +63,7 @@ static int precopy(struct rpmemfs *r)
 		last = found;
 		found = 0;
 		capture_begin(c, map_size(r), m->tag, until);
-		while (capture_more(c)) {
+		while (capture_more(c) && now_ns() < until) {
 			int error = capture_scan(c);
 
 			found += c->pages;
@@ -115,7 +120,7 @@ int barrier_arrived(struct rpmemfs *r)
 	now = now_ns();
 	m->stats.park_ns = now - m->since;
 	/* While the others park. What is found is copied after GO. */
-	capture_begin(&r->capture, map_size(r), m->tag, after_ns(GRACE_NS));
+	capture_begin(&r->capture, map_size(r), m->tag, after_ns(COPY_NS));
 	error = capture_more(&r->capture) ? capture_scan(&r->capture) : 0;
 	m->stats.scan_ns = now_ns() - now;
 	/* Too late for this barrier to drain: DONE says that it failed. */

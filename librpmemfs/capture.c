@@ -58,7 +58,8 @@ void capture_begin(struct capture *c, uint64_t size, uint64_t tag,
 
 int capture_scan(struct capture *c)
 {
-	int n = track_scan(&c->track, &c->at, c->end, c->list, CAPTURE_RANGES);
+	int n = track_scan(&c->track, &c->at, c->end, c->list, CAPTURE_RANGES,
+			   CAPTURE_PAGES);
 
 	c->ranges = n < 0 ? 0 : n;
 	c->pages = 0;

@@ -13,7 +13,8 @@
 #include "ring.h"
 #include "track.h"
 
-enum { CAPTURE_RANGES = 16384 };
+/* The list of a scan holds at most so much; then it is copied. */
+enum { CAPTURE_RANGES = 16384, CAPTURE_PAGES = 65536 };
 
 struct capture {
 	bool tracks;		/* false: the daemon has to drain */

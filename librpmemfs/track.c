@@ -77,7 +77,7 @@ int track_open(struct track *t, void *base, size_t bytes)
 	t->pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	if (t->pagemap < 0 || ioctl(t->uffd, UFFDIO_REGISTER, &area))
 		goto fail;
-	error = track_scan(t, &at, PAGE, &none, 1);
+	error = track_scan(t, &at, PAGE, &none, 1, 1);
 	if (error >= 0)
 		return 0;
 	errno = -error;
@@ -108,13 +108,13 @@ void track_arm(struct track *t, uint64_t bytes)
 }
 
 int track_scan(struct track *t, uint64_t *at, uint64_t end, struct range *list,
-	       int max)
+	       int max, uint64_t max_pages)
 {
 	uintptr_t base = (uintptr_t)t->base;
 	uint64_t before = 0;
 	int n = 0;
 
-	while (*at < end && n < max) {
+	while (*at < end && n < max && before < max_pages) {
 		struct page_region found[128];
 		int room = max - n < 128 ? max - n : 128;
 		struct scan_arg arg = {
@@ -124,6 +124,7 @@ int track_scan(struct track *t, uint64_t *at, uint64_t end, struct range *list,
 			.end = base + end,
 			.vec = (uintptr_t)found,
 			.vec_len = (uint64_t)room,
+			.max_pages = max_pages - before,
 			.category_mask = IS_WRITTEN,
 			.return_mask = IS_WRITTEN,
 		};

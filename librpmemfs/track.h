@@ -42,11 +42,11 @@ void track_arm(struct track *t, uint64_t bytes);
 /*
  * track_scan finds what was stored to in bytes [*at, end) since it was last
  * reported, write-protects it again, and moves *at to where it stopped: at
- * end, or where the list of max ranges was full. A store after the scan is
+ * end, or where it had max ranges or max_pages pages. A store after the scan is
  * reported by the next one. It returns the number of ranges or a negative
  * errno, after which pages may have been missed.
  */
 int track_scan(struct track *t, uint64_t *at, uint64_t end, struct range *list,
-	       int max);
+	       int max, uint64_t max_pages);
 
 #endif

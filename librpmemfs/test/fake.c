@@ -402,12 +402,19 @@ static void seal(struct fake *f)
 
 static void compare(struct fake *f)
 {
+	unsigned told = 0;
+
 	for (size_t i = 0; i < f->bytes; i += PAGE) {
 		if (!memcmp(f->truth + i, f->image + i, PAGE))
 			continue;
 		COUNT(f, wrong++);
-		fprintf(stderr, "fake: barrier %llu: page %zu differs\n",
-			(unsigned long long)f->n, i / PAGE);
+		if (told++ >= 3)
+			continue;
+		fprintf(stderr, "fake: barrier %llu: page %zu differs: begins "
+			"with %#llx, in the file with %#llx\n",
+			(unsigned long long)f->n, i / PAGE,
+			(unsigned long long)*(uint64_t *)(void *)(f->image + i),
+			(unsigned long long)*(uint64_t *)(void *)(f->truth + i));
 	}
 }
 

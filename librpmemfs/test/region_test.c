@@ -164,6 +164,7 @@ static void *work(void *arg)
 	struct worker *w = arg;
 	uint64_t rng = seed + w->number, stamp = 0;
 
+	CHECK_ERROR(rpmemfs_thread_register(w->region), 0);
 	while (!atomic_load(w->stop)) {
 		transfer(w, &rng, ++stamp);
 		switch (draw(&rng) % 64) {
@@ -241,19 +242,48 @@ static void test_threads_not_sole(void)
 	many_threads((struct fake_faults){ .no_sole = true, .extra = true });
 }
 
-/* More pages than the ring has frames. */
+/*
+ * More pages at a barrier than the ring has frames, and more ranges of them
+ * than the list of a scan: a thread stores to every second page between two
+ * restart points.
+ */
+enum { LARGE = 160 * MIB, LARGE_PAGES = LARGE / PAGE_SIZE };
+
+static void *sweep(void *arg)
+{
+	struct worker *w = arg;
+
+	CHECK_ERROR(rpmemfs_thread_register(w->region), 0);
+	for (uint64_t round = 1; !atomic_load(w->stop); round++) {
+		for (size_t p = round / 4 % 2; p < LARGE_PAGES; p += 2)
+			*word(w->region, p) = round;
+		CHECK_ERROR(rpmemfs_restart_point(w->region), 0);
+	}
+	return NULL;
+}
+
 static void test_large(void)
 {
-	enum { SIZE = 96 * MIB };
-	struct fake *f = fake_start(SIZE);
+	struct fake *f = fake_start(LARGE);
 	struct rpmemfs *r = open_region(f);
+	_Atomic bool stop = false;
+	struct worker w = { r, 0, &stop, NULL };
+	struct rpmemfs_stats s;
+	uint64_t most = 0;
+	pthread_t t;
 
-	for (uint64_t round = 1; round < 4; round++) {
-		for (size_t p = 0; p < SIZE / PAGE_SIZE; p += round)
-			*word(r, p) = round;
+	CHECK_ERROR(rpmemfs_thread_unregister(r), 0);
+	CHECK_ERROR(-pthread_create(&t, NULL, sweep, &w), 0);
+	for (int i = 0; i < 12; i++) {
 		CHECK_ERROR(rpmemfs_checkpoint(r, RPMEMFS_WAIT, NULL), 0);
+		for (size_t p = 2; p < LARGE_PAGES; p++)
+			CHECK(image_word(f, p) == image_word(f, p - 2));
+		CHECK_ERROR(rpmemfs_stats(r, &s), 0);
+		most = s.pages > most ? s.pages : most;
 	}
-	CHECK(image_word(f, 23001) == 3);
+	CHECK(most > RING_MAX_FRAMES);
+	atomic_store(&stop, true);
+	pthread_join(t, NULL);
 	rpmemfs_close(r);
 	nothing_wrong(f);
 	fake_stop(f);
@@ -343,6 +373,37 @@ static void test_late(void)
 	CHECK_ERROR(rpmemfs_checkpoint(l.region, RPMEMFS_WAIT, NULL), 0);
 	CHECK(image_word(f, 5) == 1 && image_word(f, 6) == 1);
 	rpmemfs_close(l.region);
+	nothing_wrong(f);
+	fake_stop(f);
+}
+
+/* Pages that one region found for a barrier that another calls off are in the
+ * next one. */
+static void test_late_other(void)
+{
+	struct fake *f = fake_start(MIB);
+	struct rpmemfs_options opt = { .timeout_ns = 200 * MSEC };
+	struct rpmemfs *a, *b = open_region(f);
+
+	CHECK_ERROR(rpmemfs_open(fake_path(f), &opt, &a), 0);
+	for (uint64_t i = 1; i < 4; i++) {
+		uint64_t limit = after_ns(UINT64_C(10) * SEC);
+		struct rpmemfs_stats s;
+
+		*word(a, 1) = i;
+		/* b's thread, this one, is at no restart point of b. */
+		CHECK_ERROR(rpmemfs_checkpoint(a, 0, NULL), -ETIMEDOUT);
+		do {
+			CHECK_ERROR(rpmemfs_stats(a, &s), 0);
+			CHECK(now_ns() < limit);
+		} while (s.called_off < i);
+		CHECK_ERROR(rpmemfs_allow_checkpoint(b), 0);
+		CHECK_ERROR(rpmemfs_checkpoint(a, RPMEMFS_WAIT, NULL), 0);
+		CHECK_ERROR(rpmemfs_prevent_checkpoint(b), 0);
+		CHECK(image_word(f, 1) == i);
+	}
+	rpmemfs_close(a);
+	rpmemfs_close(b);
 	nothing_wrong(f);
 	fake_stop(f);
 }
@@ -501,6 +562,17 @@ static void role_victim(struct rpmemfs *r)
 	_exit(0);
 }
 
+/* Dies and leaves a child that has made no call. */
+static void role_parent(struct rpmemfs *r)
+{
+	*word(r, 1) = 666;
+	if (fork() == 0) {
+		alarm(4);
+		pause();
+	}
+	_exit(0);
+}
+
 /* Death of another program: what was not committed is gone, and everybody is
  * told, once. */
 static void test_death(void)
@@ -540,11 +612,19 @@ static void test_death(void)
 	CHECK(*word(r, 5) == 0);
 	CHECK(ended(pid) == 0);
 
+	/* A child that it leaves behind keeps nothing of it alive. */
+	limit = after_ns(UINT64_C(2) * SEC);
+	pid = run("parent", f);
+	while ((error = rpmemfs_restart_point(r)) == 0)
+		CHECK(now_ns() < limit);
+	CHECK_ERROR(error, -EOWNERDEAD);
+	CHECK(ended(pid) == 0);
+
 	/* Who ends as programs should is not dead. */
 	CHECK(ended(run("leaver", f)) == 0);
 	EVENTUALLY(fake_counts(f).detached == 1);
 	CHECK_ERROR(rpmemfs_checkpoint(r, RPMEMFS_WAIT, NULL), 0);
-	CHECK(image_word(f, 9) == 9 && fake_counts(f).lost == 2);
+	CHECK(image_word(f, 9) == 9 && fake_counts(f).lost == 3);
 	rpmemfs_close(r);
 	nothing_wrong(f);
 	fake_stop(f);
@@ -674,6 +754,8 @@ static int role(const char *name, const char *path)
 	CHECK_ERROR(rpmemfs_open(path, NULL, &r), 0);
 	if (strcmp(name, "victim") == 0)
 		role_victim(r);
+	if (strcmp(name, "parent") == 0)
+		role_parent(r);
 	if (strcmp(name, "leaver") == 0)
 		role_leaver(r);
 	if (drain) {
@@ -696,6 +778,7 @@ static const struct {
 	{ "large", test_large },
 	{ "full_ring", test_full_ring },
 	{ "late", test_late },
+	{ "late_other", test_late_other },
 	{ "gone", test_gone },
 	{ "refused", test_refused },
 	{ "grow", test_grow },

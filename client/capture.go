@@ -60,21 +60,34 @@ func (h *helper) scan() {
 		return
 	}
 	begun := time.Now()
-	pages, err := h.track.scan(min(h.r.Size(), int64(len(h.r.mem))), h.scanned)
+	pages, err := h.track.scan(h.scanned)
 	h.barrier.done.ScanNs += uint64(time.Since(begun))
 	if err != nil {
-		// Stores may have escaped: the kernel knows them.
-		_ = h.r.session.send(&wire.Untracked{}) // a lost connection shows at the next receive
+		h.untracked()
 	}
 	slices.Sort(pages)
 	h.scanned = slices.Compact(pages)
 }
 
-// finish copies what is left, and the extra pages, while nobody stores.
+// untracked tells the daemon that stores may have escaped; the kernel knows them.
+func (h *helper) untracked() {
+	_ = h.r.session.send(&wire.Untracked{}) // a lost connection shows at the next receive
+}
+
+// forget drops what was stored to: memory is the last committed image again. All
+// are parked. The kernel may have dropped protection together with the pages.
+func (h *helper) forget() {
+	h.scanned = nil
+	if h.track != nil && h.track.protectAgain() != nil {
+		h.untracked()
+	}
+}
+
+// finish copies what the scan after the last one parked left, and the extra pages,
+// while nobody stores.
 func (h *helper) finish(extra []uint64) unix.Errno {
 	ctx, cancel := context.WithTimeout(context.Background(), ringLimit)
 	defer cancel()
-	h.scan()
 	h.scanned = append(h.scanned, extra...)
 	slices.Sort(h.scanned)
 	h.scanned = slices.Compact(h.scanned)
@@ -87,7 +100,7 @@ func (h *helper) finish(extra []uint64) unix.Errno {
 func (h *helper) copyScanned(ctx context.Context) error {
 	begun := time.Now()
 	defer func() { h.barrier.done.CopyNs += uint64(time.Since(begun)) }()
-	end := uint64(min(h.r.Size(), int64(len(h.r.mem)))+pageSize-1) / pageSize
+	end := uint64(roundUp(min(h.r.Size(), int64(len(h.r.mem))))) / pageSize
 	pages := h.scanned
 	for len(pages) > 0 && pages[len(pages)-1] >= end { // the file was truncated
 		pages = pages[:len(pages)-1]

@@ -32,6 +32,8 @@ type daemon struct {
 	n     uint64
 	epoch uint64
 
+	sealed uint64 // barrier that sealed the last epoch
+
 	messages chan wire.Message
 
 	// What came through the ring: the newest copy of each page, and its time.
@@ -234,8 +236,8 @@ func (d *daemon) take() {
 		if !ok {
 			return
 		}
-		if e.Tag >= d.n {
-			d.t.Fatalf("page %d of barrier %d has tag %d", e.Page, d.n, e.Tag)
+		if e.Tag >= d.n || e.Tag < d.sealed {
+			d.t.Fatalf("page %d: tag %d in barrier %d after %d", e.Page, e.Tag, d.n, d.sealed)
 		}
 		if e.When >= d.when[e.Page] {
 			d.image[e.Page], d.when[e.Page] = p, e.When
@@ -247,6 +249,7 @@ func (d *daemon) take() {
 func (d *daemon) release() {
 	d.t.Helper()
 	d.epoch++
+	d.sealed = d.n
 	d.send(&wire.Release{N: d.n, Epoch: d.epoch})
 	d.send(&wire.Committed{Epoch: d.epoch})
 }

@@ -102,8 +102,7 @@ func (h *helper) handle(m wire.Message) error {
 	case *wire.Committed:
 		h.r.durable(epoch.ID(m.Epoch))
 	case *wire.Lost:
-		// What was scanned is of the memory that is gone.
-		h.scanned = nil
+		h.forget()
 		h.r.lost(epoch.ID(m.Epoch))
 	case *wire.Gone:
 		return m.Errno
@@ -143,7 +142,7 @@ func (h *helper) look(timeout bool) error {
 	if err := h.r.session.send(&wire.Ready{N: b.n}); err != nil {
 		return err
 	}
-	// While the other processes park: what this one stored to is known already.
+	// Nobody here stores any more; the other processes may still be parking.
 	h.scan()
 	return nil
 }

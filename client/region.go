@@ -9,7 +9,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -131,7 +130,7 @@ func attach(file *os.File, at place, opts Options) (_ *Region, err error) {
 	if opts.Reserve < size {
 		return nil, fmt.Errorf("reserve %d bytes for a file of %d: %w", opts.Reserve, size, unix.EINVAL)
 	}
-	opts.Reserve = (opts.Reserve + pageSize - 1) &^ (pageSize - 1)
+	opts.Reserve = roundUp(opts.Reserve)
 	if r.mem, err = mapFile(file, opts.Reserve, at.ino); err != nil {
 		return nil, err
 	}
@@ -139,7 +138,7 @@ func attach(file *os.File, at place, opts Options) (_ *Region, err error) {
 		return nil, err
 	}
 	flags := wire.RestartPoints
-	track, terr := newTracker(uintptr(unsafe.Pointer(&r.mem[0])), size)
+	track, terr := newTracker(r.mem, r.Size)
 	if terr == nil {
 		flags |= wire.Tracks
 	}
@@ -235,6 +234,11 @@ func (r *Region) Grow(size int64) error {
 	}
 	if size <= r.Size() {
 		return nil
+	}
+	if t := r.helper.track; t != nil {
+		if err := t.reach(size); err != nil {
+			return fmt.Errorf("grow to %d bytes: %w", size, err)
+		}
 	}
 	// Not ftruncate: another process may grow it further at this moment.
 	if err := unix.Fallocate(int(r.file.Fd()), 0, size-1, 1); err != nil {

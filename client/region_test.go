@@ -106,7 +106,9 @@ func TestPages(t *testing.T) {
 	if n := got(5, 2500); n != 1 || d.image[5] == nil {
 		t.Errorf("got %d pages, want the extra one", n)
 	}
-	_ = r.Bytes()[3*pageSize] // a load
+	if r.Bytes()[3*pageSize]+r.Bytes()[1000*pageSize] != 0 { // loads only
+		t.Error("these pages are zero")
+	}
 	if n := got(); n != 0 {
 		t.Errorf("only loaded: got %d pages", n)
 	}
@@ -117,14 +119,30 @@ func TestPages(t *testing.T) {
 		t.Fatalf("%d bytes", n)
 	}
 	touch(2000, 2001)
-	if n := got(); n < 2 || d.image[2000] == nil || d.image[2001] == nil {
-		t.Errorf("grown: got %d pages", n)
+	if n := got(); n != 2 || d.image[2000] == nil || d.image[2001] == nil {
+		t.Errorf("grown: got %d pages, want 2", n)
 	}
-	touch(2001)
-	if n := got(); n != 1 {
-		t.Errorf("grown, again: got %d pages", n)
+	// Far, and by another process: all that is new may have been stored to.
+	if err := r.Grow(100 << 20); err != nil {
+		t.Fatal(err)
 	}
-	if err := r.Grow(100); err != nil || r.Size() != 2001*pageSize+1 {
+	const far = 100 << 20 / pageSize
+	touch(far-1, 3)
+	if n := got(); n != 2 || d.image[far-1] == nil {
+		t.Errorf("grown by 92 MiB: got %d pages, want 2", n)
+	}
+	if err := r.file.Truncate(200 << 20); err != nil {
+		t.Fatal(err)
+	}
+	touch(2*far - 1)
+	if n := got(); n > 40<<20/pageSize || d.image[2*far-1] == nil {
+		t.Errorf("grown by another: got %d pages", n)
+	}
+	touch(far, 2*far-1)
+	if n := got(); n != 2 {
+		t.Errorf("grown by another, again: got %d pages, want 2", n)
+	}
+	if err := r.Grow(100); err != nil || r.Size() != 200<<20 {
 		t.Errorf("grow to less: %v, %d bytes", err, r.Size())
 	}
 	if err := r.Grow(2 << 30); !errors.Is(err, unix.ENOMEM) {
@@ -182,6 +200,7 @@ func TestLost(t *testing.T) {
 			}
 		}
 	}()
+	r.Bytes()[0]++ // scanned by the barrier, and then of no memory that is there
 	d.due(patience)
 	want[*wire.Ready](d)
 	d.send(&wire.Lost{Errno: unix.EOWNERDEAD, Epoch: d.epoch})
@@ -205,6 +224,9 @@ func TestLost(t *testing.T) {
 		t.Errorf("open epoch %d, want %d", got, d.epoch+1)
 	}
 	d.barrier()
+	if len(d.image) != 0 {
+		t.Errorf("%d pages of a lost epoch came", len(d.image))
+	}
 }
 
 // What Checkpoint and WaitDurable return.
@@ -345,6 +367,21 @@ func TestGone(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// A page that cannot be read ends the region, not the program.
+func TestFault(t *testing.T) {
+	r, d := attached(t, 2*pageSize, Options{})
+	d.due(patience)
+	want[*wire.Ready](d)
+	if err := r.file.Truncate(pageSize); err != nil {
+		t.Fatal(err)
+	}
+	// What a truncation between the look at the size and the copy does.
+	h := helper{r: r}
+	if err := h.put(t.Context(), []uint64{1}); !errors.Is(err, errFault) {
+		t.Errorf("got %v", err)
 	}
 }
 

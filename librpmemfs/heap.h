@@ -48,7 +48,7 @@ struct rpmemfs_heap {
 	struct rh_header *header;
 	uint64_t base;
 	bool guards;
-	int fd; /* a description of our own, holds the locks on the file; or -1 */
+	int fd; /* a description of our own, with the file's locks; or -1 */
 	uint32_t id;
 	int (*grow)(void *context, uint64_t size);
 	void *context;

@@ -96,16 +96,17 @@ bool rh_find(const struct rpmemfs_heap *h, uint64_t offset,
 
 	if (offset >= h->mapped || chunk >= RH_CHUNKS)
 		return false;
-	struct rh_chunk dir = rh_dir(h)[chunk];
+	/* Without the lock: what else is in the entry may be changing. */
+	const struct rh_chunk *dir = &rh_dir(h)[chunk];
 	*out = (struct rh_block){ .offset = offset, .class = RH_CLASSES };
 	out->span = (rh_span)(chunk * RH_CHUNK_UNITS);
-	if (dir.kind == RH_HUGE) {
+	if (dir->kind == RH_HUGE) {
 		out->huge = true;
-		out->bytes = (uint64_t)dir.count << RH_CHUNK_SHIFT;
+		out->bytes = (uint64_t)dir->count << RH_CHUNK_SHIFT;
 		return offset % RH_CHUNK == 0 &&
 		       out->bytes <= h->mapped - offset;
 	}
-	if (dir.kind != RH_CUT)
+	if (dir->kind != RH_CUT)
 		return false;
 	struct rh_unit u = *rh_unit_of(h, (rh_span)(offset >> RH_UNIT_SHIFT));
 	out->span += u.head;
@@ -277,7 +278,8 @@ void rpmemfs_free(struct rpmemfs_heap *h, void *p)
 		return;
 	}
 	/* Chunks are aligned in memory too. */
-	const unsigned char *chunk = (unsigned char *)p - (uintptr_t)p % RH_CHUNK;
+	const unsigned char *chunk =
+		(unsigned char *)p - (uintptr_t)p % RH_CHUNK;
 	const struct rh_unit *u =
 		(const struct rh_unit *)(chunk + RH_MAP_AT) +
 		(uintptr_t)p / RH_UNIT % RH_CHUNK_UNITS;

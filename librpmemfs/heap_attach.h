@@ -12,8 +12,8 @@ struct heap_region {
 	uint64_t mapped; /* bytes of address space at mem; never changes */
 	uint64_t size;	 /* bytes of it that exist now */
 	uint64_t base;	 /* address to record instead of mem's, if not 0 */
-	int fd;		 /* of the file behind mem; -1: all of mapped exists, and
-			    only this process uses it */
+	int fd;		 /* of the file behind mem; -1: all of mapped exists,
+			    and only this process uses it */
 
 	/*
 	 * Makes the region at least size bytes large (at most mapped) for all

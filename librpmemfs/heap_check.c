@@ -20,16 +20,16 @@ void rh_problem(struct rh_check *ck, const volatile void *where,
 	va_start(args, format);
 	vsnprintf(text, sizeof(text), format, args);
 	va_end(args);
-	ck->report(ck->context,
-		   (uint64_t)((const volatile unsigned char *)where - ck->h->mem),
-		   text);
+	const volatile unsigned char *at = where;
+	ck->report(ck->context, (uint64_t)(at - ck->h->mem), text);
 }
 
 bool rh_is_zero(const void *p, size_t n)
 {
 	const unsigned char *bytes = p;
 
-	return n == 0 || (bytes[0] == 0 && memcmp(bytes, bytes + 1, n - 1) == 0);
+	return n == 0 ||
+	       (bytes[0] == 0 && memcmp(bytes, bytes + 1, n - 1) == 0);
 }
 
 static void check_reserved(struct rh_check *ck, const void *p, size_t n,
@@ -168,7 +168,7 @@ static void check_directory(struct rh_check *ck)
 		       "directory");
 	if (header->normal != normal || header->huge != huge)
 		rh_problem(ck, &header->normal,
-			   "header: %u normal and %u huge chunks, not %u and %u",
+			   "header: %u normal, %u huge chunks, not %u and %u",
 			   header->normal, header->huge, normal, huge);
 	if (header->top % RH_UNIT != 0 || header->top < ck->end ||
 	    header->top > ck->size)

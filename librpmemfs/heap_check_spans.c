@@ -45,8 +45,8 @@ static void check_small(struct rh_check *ck, rh_span span, unsigned class)
 	}
 	if (d->units != c->units || d->blocks != c->blocks ||
 	    d->class != class || d->kind != RH_SMALL)
-		rh_problem(ck, d, "span %u: %u units, %u blocks, class %d", span,
-			   d->units, d->blocks, d->class);
+		rh_problem(ck, d, "span %u: %u units, %u blocks, class %d",
+			   span, d->units, d->blocks, d->class);
 	if (d->free != set || beyond != 0)
 		rh_problem(ck, d, "span %u: %u free blocks, %u in the bitmap",
 			   span, d->free, set + beyond);
@@ -139,7 +139,7 @@ void rh_check_chunk(struct rh_check *ck, uint32_t chunk)
 		rh_problem(ck, dir, "chunk %u: %u units in use, not %u", chunk,
 			   dir->count, used);
 	if (dir->longest < longest || dir->low * 16u > first_free)
-		rh_problem(ck, dir, "chunk %u: %u free units at %u, but longest "
+		rh_problem(ck, dir, "chunk %u: %u free units at %u, longest "
 			   "%u, low %d", chunk, longest, first_free,
 			   dir->longest, dir->low);
 }

@@ -131,7 +131,8 @@ struct rh_desc {
 _Static_assert(offsetof(struct rh_desc, class) == 14, "");
 _Static_assert(offsetof(struct rh_desc, bitmap) == 32, "");
 _Static_assert(sizeof(struct rh_desc) == 160, "");
-_Static_assert(RH_DESC_AT + RH_CHUNK_UNITS * 160 <= RH_META_UNITS * RH_UNIT, "");
+_Static_assert(RH_DESC_AT + RH_CHUNK_UNITS * 160 <= RH_META_UNITS * RH_UNIT,
+	       "");
 
 struct rh_magazine {
 	uint32_t n;

@@ -73,9 +73,10 @@ static int span_make(struct rpmemfs_heap *h, unsigned class)
 	d->blocks = c->blocks;
 	d->free = c->blocks;
 	for (unsigned b = 0; b < c->blocks; b += 64)
-		d->bitmap[b / 64] = c->blocks - b < 64 ?
-					    (UINT64_C(1) << (c->blocks - b)) - 1 :
-					    UINT64_MAX;
+		d->bitmap[b / 64] = UINT64_MAX;
+	if (c->blocks % 64 != 0)
+		d->bitmap[c->blocks / 64] =
+			(UINT64_C(1) << c->blocks % 64) - 1;
 	return list_append(h, class, span);
 }
 
@@ -152,7 +153,7 @@ static int give_locked(struct rpmemfs_heap *h, unsigned class, uint64_t offset)
 	    rh_dir(h)[offset >> RH_CHUNK_SHIFT].kind != RH_CUT)
 		return -EUCLEAN;
 	struct rh_unit u = *rh_unit_of(h, (rh_span)unit);
-	rh_span span = (rh_span)(unit / RH_CHUNK_UNITS * RH_CHUNK_UNITS + u.head);
+	rh_span span = (rh_span)(unit - unit % RH_CHUNK_UNITS + u.head);
 	if (!is_of_class(h, span, class) || span > unit)
 		return -EUCLEAN;
 	struct rh_desc *d = rh_desc_of(h, span);

@@ -184,9 +184,8 @@ static void compare(const char *name, void *(*work)(void *), double seconds)
 			x = run(heap, work, threads, seconds);
 			ours = x > ours ? x : ours;
 		}
-		printf("%-14s %d thread%s  libc %7.1f  heap %7.1f  ratio %.2f\n",
-		       name, threads, threads > 1 ? "s" : " ", libc, ours,
-		       ours / libc);
+		printf("%-14s threads %d  libc %6.1f  heap %6.1f  ratio %.2f\n",
+		       name, threads, libc, ours, ours / libc);
 		rpmemfs_heap_close(heap);
 		heap_mem_close(&r);
 	}

@@ -44,7 +44,8 @@ void golden_play(struct rpmemfs_heap *h, const char *path)
 
 		if (line[0] == '#')
 			continue;
-		if (sscanf(line, "%19s %zu-%zu %zu", op, &first, &last, &a) < 3) {
+		if (sscanf(line, "%19s %zu-%zu %zu", op, &first, &last,
+			   &a) < 3) {
 			if (sscanf(line, "%19s %zu %zu %zu", op, &first, &a,
 				   &b) < 2)
 				bad(path, line);

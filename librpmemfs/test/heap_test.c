@@ -332,6 +332,94 @@ static void test_held_lock(void)
 	heap_mem_close(&r);
 }
 
+static uint64_t seen_offset;
+
+static void remember(void *context, uint64_t offset, const char *text)
+{
+	(void)context;
+	(void)text;
+	seen_offset = offset;
+}
+
+/* Damage that keeps every sum right, and what calls make of wrong sums. */
+static void test_damage(void)
+{
+	struct heap_region r;
+
+	heap_mem_open(&r, 0, most);
+	struct rpmemfs_heap *h = attach(&r, 0);
+	char *p = rpmemfs_malloc(h, 16);
+	struct rh_magazine *m = rh_magazine_of(rh_cache_of(h, 0), 0);
+	uint64_t kept = m->slots[5];
+
+	m->slots[5] = m->slots[6];
+	m->sum ^= kept ^ m->slots[6];
+	EXPECT(rpmemfs_heap_check(h, remember, NULL) == 1 &&
+	       seen_offset == m->slots[6]);
+	m->sum ^= kept ^ m->slots[6];
+	EXPECT(rpmemfs_heap_check(h, NULL, NULL) == 2);
+	m->slots[5] = kept;
+	EXPECT_SOUND(h);
+
+	EXPECT(rpmemfs_set_root(h, p) == 0);
+	rpmemfs_free(h, p);
+	EXPECT(rpmemfs_heap_check(h, remember, NULL) == 1);
+	EXPECT(seen_offset == offsetof(struct rh_header, root));
+	EXPECT(rpmemfs_set_root(h, NULL) == 0);
+
+	h->header->top ^= 1 << 20;
+	EXPECT(rpmemfs_malloc(h, 100000) == NULL && errno == EUCLEAN);
+	h->header->top ^= 1 << 20;
+	EXPECT(rpmemfs_malloc(h, 100000) != NULL);
+
+	((char *)r.mem)[r.size - 1] = 1;
+	EXPECT(rpmemfs_heap_check(h, NULL, NULL) == 1);
+	((char *)r.mem)[r.size - 1] = 0;
+
+	rpmemfs_heap_close(h);
+	m->n = 1 << 30; /* nobody takes such a cache over */
+	h = attach(&r, 0);
+	EXPECT(rpmemfs_malloc(h, 16) != NULL && caches_in_use(h) == 2);
+	EXPECT(rpmemfs_heap_check(h, NULL, NULL) == 1);
+	rpmemfs_heap_close(h);
+	heap_mem_close(&r);
+}
+
+/* Whatever is missing of a heap, the check looks no further. */
+static void test_cut_short(void)
+{
+	static const uint64_t units[] = {
+		12300, 8192 + 43, 8192 + 41, 8192 + 2, 8192, 4096 + 1000,
+		4096 + 42, 4096 + 40, 4096 + 1, 4096, 3000, 512, 511, 1,
+	};
+	struct heap_region r;
+
+	heap_mem_open(&r, 0, most);
+	struct rpmemfs_heap *h = attach(&r, 0);
+	for (int i = 0; i < 100; i++)
+		EXPECT(rpmemfs_malloc(h, 1 << 20) != NULL);
+	EXPECT(rpmemfs_malloc(h, 70 << 20) != NULL);
+	void *p = rpmemfs_malloc(h, 20); /* a cache that refers to the end */
+	for (int i = 0; i < 3000; i++)
+		EXPECT(rpmemfs_malloc(h, 4096) != NULL);
+	rpmemfs_free(h, p);
+	EXPECT(rpmemfs_set_root(h, rpmemfs_malloc(h, 30000)) == 0);
+	EXPECT_SOUND(h);
+	/* Its descriptor will lie behind the end before it does. */
+	rh_unit_map(h, 1)->kind = RH_LARGE;
+	for (size_t i = 0; i < sizeof(units) / sizeof(units[0]); i++) {
+		EXPECT(ftruncate(r.fd, (off_t)(units[i] * RH_UNIT)) == 0);
+		EXPECT(rpmemfs_heap_check(h, NULL, NULL) > 0);
+		/* The same, when the header knows. */
+		h->header->size = units[i] * RH_UNIT;
+		h->header->root = h->header->size - RH_UNIT;
+		h->header->sum = rh_state_sum(h->header);
+		EXPECT(rpmemfs_heap_check(h, NULL, NULL) > 0);
+	}
+	rpmemfs_heap_close(h);
+	heap_mem_close(&r);
+}
+
 static void test_refused(void)
 {
 	struct heap_region r;
@@ -375,6 +463,13 @@ static void test_fork(void)
 	EXPECT(take_and_leave(h) == h);
 	EXPECT(waitpid(pid, &status, 0) == pid && status == 0);
 	EXPECT(caches_in_use(h) == 2);
+
+	/* One that ends a thread, without the heap, gives back nothing. */
+	pid = fork();
+	if (pid == 0)
+		pthread_exit(NULL);
+	EXPECT(waitpid(pid, &status, 0) == pid && status == 0);
+	EXPECT(rh_file_locked(r.fd, rh_byte_cache(0), 1) == 1);
 	EXPECT_SOUND(h);
 	rpmemfs_heap_close(h);
 	heap_mem_close(&r);
@@ -429,6 +524,8 @@ int main(int argc, char **argv)
 	test_misuse();
 	test_rollback();
 	test_held_lock();
+	test_damage();
+	test_cut_short();
 	test_refused();
 	test_fork();
 	test_golden(dir, "heap.hex", 0, update);

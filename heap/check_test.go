@@ -13,7 +13,6 @@ import (
 // A patient is a heap whose words a test changes.
 type patient struct{ m []byte }
 
-func (p patient) u16(at uint64) uint16     { return binary.LittleEndian.Uint16(p.m[at:]) }
 func (p patient) u32(at uint64) uint32     { return binary.LittleEndian.Uint32(p.m[at:]) }
 func (p patient) u64(at uint64) uint64     { return binary.LittleEndian.Uint64(p.m[at:]) }
 func (p patient) put16(at uint64, v int)   { binary.LittleEndian.PutUint16(p.m[at:], uint16(v)) }

@@ -57,6 +57,14 @@ restore      path, checkpoint, epoch, saved_as*
 export       path, checkpoint*, image, size, data_bytes
 check        ok, files, pages, checkpoints, found, problems: [{ino, path*, text}];
              found counts all, problems lists the first thousand
+heap check   path, checkpoint*, ok, in_use (programs may be changing it), size,
+             live_blocks, live_bytes, found, problems: [{offset, text}]
+heap stat    path, checkpoint*, size, base, guards, root, top (nothing was ever used
+             from here on), live_blocks, live_bytes, caches, cached_bytes (free blocks
+             in caches), idle_bytes (other free blocks of spans), free_bytes (units),
+             unused_bytes (chunks), metadata_bytes, longest_free (bytes), fragmentation
+             (0 to 1), classes: [{block_size, spans, live, cached, free}], large and
+             huge: {blocks, bytes}, epoch*, dirty_pages*, handles*, found
 status       pools: [{pool, mountpoint, pid, version, owner_uid, started, medium,
              volatile, read_only, generation, size_bytes, free_bytes, inodes, open_files,
              open_handles, dirty_pages, poisoned_files, on_close, commits,

@@ -38,6 +38,7 @@ func TestHelpNamesFields(t *testing.T) {
 	for _, v := range []any{
 		fileJSON{}, listJSON{}, checkpointJSON{}, commitAllJSON{}, checkpointsJSON{}, keptCheckpointJSON{}, removedJSON{},
 		rollbackJSON{}, restoreJSON{}, exportJSON{}, checkJSON{}, problemJSON{}, statusJSON{}, poolJSON{}, versionJSON{},
+		heapCheckJSON{}, heapProblemJSON{}, heapStatJSON{}, heapClassJSON{}, heapSpansJSON{},
 	} {
 		typ := reflect.TypeOf(v)
 		for i := range typ.NumField() {

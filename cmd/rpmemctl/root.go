@@ -47,7 +47,7 @@ func newRoot(a *app) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("files", newCreate(a), newLs(a), newStat(a), newClone(a), newRm(a), newExport(a), newImport(a))
+	add("files", newCreate(a), newLs(a), newStat(a), newClone(a), newRm(a), newExport(a), newImport(a), newHeap(a))
 	add("epochs", newCheckpoint(a), newCheckpoints(a), newRollback(a), newRestore(a))
 	add("pool", newCheck(a), newStatus(a))
 	root.AddCommand(newVersion(a))

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/rpmemfs/rpmemfs/control/controlpb"
 	"github.com/rpmemfs/rpmemfs/heap"
@@ -83,12 +84,33 @@ func (a *app) heapPlace(ctx context.Context, path string) (*place, string, error
 
 // openHeap opens a file by its path.
 func (a *app) openHeap(ctx context.Context, path string, file *controlpb.File) (*heapImage, error) {
-	data, err := bounded(ctx, func() (*os.File, error) { return os.Open(path) })
+	data, err := bounded(ctx, func() (*os.File, error) { return openRegular(path) })
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, cause(err))
 	}
 	return &heapImage{data: data, path: path, file: file}, nil
 }
+
+// openRegular opens a regular file for reading. It does not wait for the other end
+// of a pipe.
+func openRegular(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = errors.New("not a regular file")
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// looks reports whether a pool that has path can be opened for reading only: an
+// epoch that was kept is exported through a clone.
+func looks(path string) bool { return !strings.Contains(path, "@") }
 
 // exportHeap copies an epoch of a file into a temporary one without a name.
 func (a *app) exportHeap(ctx context.Context, p *place, checkpoint string) (*heapImage, error) {

@@ -28,7 +28,7 @@ Exit codes: 0 sound, 1 damaged, 2 could not check.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			a.look = true
+			a.look = looks(args[0])
 			err := a.heapCheck(cmd.Context(), args[0])
 			var coded *codeError
 			if err == nil || errors.As(err, &coded) {

@@ -23,7 +23,7 @@ not of one moment.`,
 		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: completeFiles,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			a.look = true
+			a.look = looks(args[0])
 			return a.heapStat(cmd.Context(), args[0])
 		},
 	}

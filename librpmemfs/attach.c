@@ -68,7 +68,8 @@ static int say_hello(struct rpmemfs *r)
 		.frames = r->capture.ring.frames,
 	};
 
-	if (r->capture.tracks)
+	r->said_tracks = atomic_load(&r->capture.tracks);
+	if (r->said_tracks)
 		hello.flags |= WIRE_TRACKS;
 	prctl(PR_GET_NAME, hello.name);
 	return wire_send(r->sock, &hello, r->capture.ring.fd);
@@ -94,8 +95,11 @@ static int hear_welcome(struct rpmemfs *r)
 	if (w->error)
 		return w->error;
 	r->member.tag = w->n;
+	r->sealed = w->epoch;
 	atomic_store(&r->committed, w->epoch);
 	atomic_store(&r->open, w->epoch + 1);
+	atomic_store(&r->lost_from, 0);
+	atomic_store(&r->lost_to, 0);
 	return 0;
 }
 

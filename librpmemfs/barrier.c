@@ -37,15 +37,27 @@ static int send_number(struct rpmemfs *r, uint16_t type, uint64_t n)
 	return wire_send(r->sock, &m, -1);
 }
 
-/* missed tells the daemon that pages were found and not copied, or not found:
- * the kernel has them, and has to be asked before the next seal. */
-static int missed(struct rpmemfs *r, int error)
+/* untracked tells the daemon to ask the kernel before the next seal. */
+static int untracked(struct rpmemfs *r)
 {
 	struct wire_empty m = { WIRE_HEADER(WIRE_UNTRACKED, m) };
 
-	if (error == -EIO)	/* the daemon is gone */
-		return error;
 	return wire_send(r->sock, &m, -1);
+}
+
+/* missed deals with an error of capturing: pages were found and not copied, or
+ * not found, but the kernel has them. */
+static int missed(struct rpmemfs *r, int error)
+{
+	return error == -EIO ? error /* the daemon is gone */ : untracked(r);
+}
+
+/* size_now is how much of the mapping a scan has to cover. */
+static uint64_t size_now(struct rpmemfs *r)
+{
+	if (atomic_load(&r->capture.tracks))
+		track_ahead(&r->capture.track, map_size(r), map_size, r);
+	return map_size(r);
 }
 
 /* precopy copies what was stored so far while the program runs, for at most
@@ -57,12 +69,14 @@ static int precopy(struct rpmemfs *r)
 	uint64_t until = after_ns(m->timeout_ns / 2);
 	uint64_t found = UINT64_MAX, last;
 
-	if (!c->tracks)
+	if (!atomic_load(&c->tracks))
+		return r->said_tracks ? untracked(r) : 0;
+	if (r->no_precopy)
 		return 0;
 	do {
 		last = found;
 		found = 0;
-		capture_begin(c, map_size(r), m->tag, until);
+		capture_begin(c, size_now(r), m->tag, until);
 		while (capture_more(c) && now_ns() < until) {
 			int error = capture_scan(c);
 
@@ -120,7 +134,7 @@ int barrier_arrived(struct rpmemfs *r)
 	now = now_ns();
 	m->stats.park_ns = now - m->since;
 	/* While the others park. What is found is copied after GO. */
-	capture_begin(&r->capture, map_size(r), m->tag, after_ns(COPY_NS));
+	capture_begin(&r->capture, size_now(r), m->tag, after_ns(COPY_NS));
 	error = capture_more(&r->capture) ? capture_scan(&r->capture) : 0;
 	m->stats.scan_ns = now_ns() - now;
 	/* Too late for this barrier to drain: DONE says that it failed. */

@@ -29,8 +29,8 @@ int capture_open(struct capture *c, uint8_t *base, uint64_t reserve,
 		capture_close(c);
 		return error;
 	}
-	c->tracks = track_open(&c->track, base, reserve) == 0;
-	if (c->tracks)
+	atomic_store(&c->tracks, track_open(&c->track, base, reserve) == 0);
+	if (atomic_load(&c->tracks))
 		track_arm(&c->track, size);
 	return 0;
 }
@@ -47,7 +47,7 @@ void capture_begin(struct capture *c, uint64_t size, uint64_t tag,
 		   uint64_t deadline)
 {
 	c->at = 0;
-	c->end = c->tracks ? size : 0;
+	c->end = atomic_load(&c->tracks) ? size : 0;
 	c->ranges = 0;
 	c->pages = 0;
 	c->tag = tag;
@@ -66,6 +66,8 @@ int capture_scan(struct capture *c)
 	if (n > 0)
 		c->pages = c->list[n - 1].before + c->list[n - 1].count;
 	atomic_store(&c->next, 0);
+	if (n < 0)	/* what it has forgotten is not found again */
+		atomic_store(&c->tracks, false);
 	return n < 0 ? n : 0;
 }
 

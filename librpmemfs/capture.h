@@ -17,7 +17,7 @@
 enum { CAPTURE_RANGES = 16384, CAPTURE_PAGES = 65536 };
 
 struct capture {
-	bool tracks;		/* false: the daemon has to drain */
+	_Atomic bool tracks;	/* false: the daemon has to drain */
 	uint8_t *base;
 	struct track track;
 	struct ring ring;

@@ -116,10 +116,17 @@ int rpmemfs_checkpoint(struct rpmemfs *r, unsigned flags, uint64_t *epoch)
 	return finish(r, self, stay, error);
 }
 
+/* lost reports whether an epoch went with another program. */
+static bool lost(struct rpmemfs *r, uint64_t epoch)
+{
+	return epoch >= atomic_load(&r->lost_from) &&
+	       epoch <= atomic_load(&r->lost_to);
+}
+
 int rpmemfs_wait_durable(struct rpmemfs *r, uint64_t epoch,
 			 const struct timespec *timeout)
 {
-	uint64_t deadline = NEVER, losses;
+	uint64_t deadline = NEVER;
 	struct thread *self;
 	bool stay;
 	int error = attached(r);
@@ -134,18 +141,23 @@ int rpmemfs_wait_durable(struct rpmemfs *r, uint64_t epoch,
 	if (timeout && timeout->tv_sec < INT32_MAX)
 		deadline = after_ns((uint64_t)timeout->tv_sec * SEC +
 				    (uint64_t)timeout->tv_nsec);
+	if (lost(r, epoch))
+		return -EOWNERDEAD;
 	if (atomic_load(&r->committed) >= epoch)
 		return 0;
 	self = begin(r, &stay);
-	losses = self ? self->losses : atomic_load(&r->threads.losses);
 	for (;;) {
 		uint32_t gate = atomic_load(&r->threads.gate);
 
-		/* Losses first: the number may have been used again. */
-		error = atomic_load(&r->threads.error);
-		if (!error && atomic_load(&r->threads.losses) != losses)
+		/* Lost or committed before the daemon went. */
+		if (lost(r, epoch)) {
 			error = -EOWNERDEAD;
-		if (error || atomic_load(&r->committed) >= epoch)
+			break;
+		}
+		if (atomic_load(&r->committed) >= epoch)
+			break;
+		error = atomic_load(&r->threads.error);
+		if (error)
 			break;
 		if (!pause_for_news(r, gate, deadline)) {
 			error = -ETIMEDOUT;

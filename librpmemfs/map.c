@@ -35,8 +35,9 @@ enum { PLACES = 512, TRIES = 16 };
  * itself. */
 extern void __tsan_init(void) __attribute__((weak));
 
-uint64_t map_size(const struct rpmemfs *r)
+uint64_t map_size(void *region)
 {
+	const struct rpmemfs *r = region;
 	struct stat st;
 	uint64_t size;
 

@@ -51,7 +51,7 @@ int rpmemfs_open(const char *path, const struct rpmemfs_options *opt,
 
 	if (!opt)
 		opt = &defaults;
-	if (opt->flags & ~(unsigned)RPMEMFS_CREATE)
+	if (opt->flags & ~(unsigned)(RPMEMFS_CREATE | RPMEMFS_NO_PRECOPY))
 		return -EINVAL;
 	for (int i = 0; i < 4; i++)
 		if (opt->reserved[i])
@@ -59,13 +59,18 @@ int rpmemfs_open(const char *path, const struct rpmemfs_options *opt,
 	r = aligned_alloc(64, (sizeof(*r) + 63) / 64 * 64);
 	if (!r)
 		return -ENOMEM;
-	*r = (struct rpmemfs){ .timeout_ns = opt->timeout_ns };
+	*r = (struct rpmemfs){
+		.fd = -1,
+		.timeout_ns = opt->timeout_ns,
+		.no_precopy = opt->flags & RPMEMFS_NO_PRECOPY,
+	};
 	pthread_mutex_init(&r->lock, NULL);
 	error = open_file(r, path, opt);
 	if (!error)
 		error = map_open(r, opt);
 	if (!error)
-		error = rpmemfs_grow(r, opt->size);
+		error = opt->size > r->reserve ? -ENOMEM :
+						 make_longer(r, opt->size);
 	if (!error)
 		error = attach(r);
 	if (error)
@@ -114,7 +119,15 @@ size_t rpmemfs_size(struct rpmemfs *r)
 
 int rpmemfs_grow(struct rpmemfs *r, size_t bytes)
 {
-	return bytes > r->reserve ? -ENOMEM : make_longer(r, bytes);
+	int error = attached(r);
+
+	if (error)
+		return error;
+	if (bytes > r->reserve)
+		return -ENOMEM;
+	if (atomic_load(&r->capture.tracks))
+		track_ahead(&r->capture.track, bytes, map_size, r);
+	return make_longer(r, bytes);
 }
 
 uint64_t rpmemfs_epoch(struct rpmemfs *r)
@@ -138,7 +151,7 @@ int rpmemfs_stats(struct rpmemfs *r, struct rpmemfs_stats *out)
 	pthread_mutex_lock(&r->lock);
 	*out = r->stats;
 	pthread_mutex_unlock(&r->lock);
-	out->capture = r->capture.tracks ? RPMEMFS_CAPTURE_WP_ASYNC :
+	out->capture = atomic_load(&r->capture.tracks) ? RPMEMFS_CAPTURE_WP_ASYNC :
 					   RPMEMFS_CAPTURE_DRAIN;
 	return atomic_load(&r->threads.error);
 }

@@ -47,19 +47,28 @@ struct member {
 struct rpmemfs {
 	struct threads threads;	/* first: its first line is the hot one */
 
-	_Atomic uint64_t committed;
-	_Atomic uint64_t open;	/* number of the open epoch */
+	/*
+	 * Epochs are counted here: the daemon uses the number of an epoch again
+	 * if nothing was stored in it, or if it was lost. Ours are at least as
+	 * large as its, and never used twice. The helper thread writes them.
+	 */
+	_Atomic uint64_t open;	/* the open epoch */
+	_Atomic uint64_t committed; /* all up to it are durable, or lost */
+	_Atomic uint64_t lost_from, lost_to; /* the last that were lost */
+	uint64_t sealed;	/* the last one sealed; the helper's own */
 
 	int fd;
 	uint64_t ino;
 	uint8_t *base;
 	uint64_t reserve;	/* bytes mapped at base */
 	uint64_t timeout_ns;	/* of requests */
+	bool no_precopy;
 
 	/* The attachment, made anew in a forked child. */
 	int sock;
 	int wake;		/* eventfd: threads parked, or stop */
 	struct capture capture;
+	bool said_tracks;	/* to the daemon */
 	struct member member;
 	pthread_t helper;
 	bool joined;
@@ -79,8 +88,9 @@ struct rpmemfs {
 
 /* map.c */
 
-/* map_size is the size of the file, at most what is mapped, whole pages. */
-uint64_t map_size(const struct rpmemfs *r);
+/* map_size is the size of the file, at most what is mapped, whole pages. The
+ * argument is a struct rpmemfs. */
+uint64_t map_size(void *region);
 int map_open(struct rpmemfs *r, const struct rpmemfs_options *opt);
 /* map_again maps the file at the same place through another descriptor. */
 int map_again(struct rpmemfs *r);
@@ -101,7 +111,8 @@ void abandon(struct rpmemfs *r);
 /* member.c */
 
 void *member_run(void *region);
-/* member_serve tells requests that the barrier is over that sealed epoch. */
+/* member_serve begins a new epoch, and tells requests that the barrier is over
+ * that sealed the last one, which the daemon calls epoch. */
 void member_serve(struct rpmemfs *r, uint64_t epoch);
 
 /* barrier.c: each handles a message and returns 0 or the error by which the

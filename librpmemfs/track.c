@@ -48,6 +48,9 @@ struct scan_arg {			/* struct pm_scan_arg */
 
 _Static_assert(sizeof(struct scan_arg) == 96, "struct pm_scan_arg");
 
+/* How far ahead of the file's end pages are armed; 128 KiB of page tables. */
+enum { AHEAD = 64 << 20 };
+
 #define SCAN _IOWR('f', 16, struct scan_arg)
 
 int track_open(struct track *t, void *base, size_t bytes)
@@ -65,7 +68,8 @@ int track_open(struct track *t, void *base, size_t bytes)
 	uint64_t at = 0;
 	int error;
 
-	*t = (struct track){ .base = base, .pagemap = -1 };
+	*t = (struct track){ .base = base, .bytes = bytes, .pagemap = -1 };
+	pthread_mutex_init(&t->lock, NULL);
 	/* Faults of the kernel (read(2) into the mapping) are tracked all the
 	 * same: in asynchronous mode nobody has to handle them. */
 	t->uffd = (int)syscall(SYS_userfaultfd,
@@ -96,23 +100,75 @@ void track_close(struct track *t)
 	t->pagemap = t->uffd = -1;
 }
 
-void track_arm(struct track *t, uint64_t bytes)
+static void arm(struct track *t, uint64_t from, uint64_t to)
 {
 	struct uffdio_writeprotect area = {
-		.range = { (uintptr_t)t->base, bytes },
+		.range = { (uintptr_t)t->base + from, to - from },
 		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
 	};
 
 	/* A failure costs false reports, see track.h. */
 	(void)ioctl(t->uffd, UFFDIO_WRITEPROTECT, &area);
+	t->armed = to;
+}
+
+static uint64_t ahead_of(const struct track *t, uint64_t size)
+{
+	return size < t->bytes - AHEAD ? size + AHEAD : t->bytes;
+}
+
+void track_arm(struct track *t, uint64_t size)
+{
+	pthread_mutex_lock(&t->lock);
+	t->unsure.count = 0;
+	arm(t, 0, ahead_of(t, size));
+	pthread_mutex_unlock(&t->lock);
+}
+
+void track_ahead(struct track *t, uint64_t size, uint64_t (*file_size)(void *),
+		 void *arg)
+{
+	uint64_t from, to = ahead_of(t, size);
+
+	pthread_mutex_lock(&t->lock);
+	if (to <= t->armed || size + AHEAD / 2 <= t->armed) {
+		pthread_mutex_unlock(&t->lock);
+		return;
+	}
+	/* Pages that the file has already may have been stored to. */
+	from = file_size(arg);
+	if (from < t->armed)
+		from = t->armed;
+	if (from < to)
+		arm(t, from, to);
+	size = file_size(arg);
+	if (size > from) {	/* it grew meanwhile: count all as stored to */
+		if (t->unsure.count == 0)
+			t->unsure.page = from / PAGE;
+		t->unsure.count = size / PAGE - t->unsure.page;
+	}
+	pthread_mutex_unlock(&t->lock);
+}
+
+/* take_unsure begins the list with the pages that were armed too late. */
+static int take_unsure(struct track *t, struct range *list)
+{
+	int n = 0;
+
+	pthread_mutex_lock(&t->lock);
+	if (t->unsure.count)
+		list[n++] = t->unsure;
+	t->unsure.count = 0;
+	pthread_mutex_unlock(&t->lock);
+	return n;
 }
 
 int track_scan(struct track *t, uint64_t *at, uint64_t end, struct range *list,
 	       int max, uint64_t max_pages)
 {
 	uintptr_t base = (uintptr_t)t->base;
-	uint64_t before = 0;
-	int n = 0;
+	int n = take_unsure(t, list);
+	uint64_t before = n ? list[0].count : 0;
 
 	while (*at < end && n < max && before < max_pages) {
 		struct page_region found[128];

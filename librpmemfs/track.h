@@ -5,6 +5,7 @@
 #ifndef TRACK_H
 #define TRACK_H
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -21,6 +22,11 @@ struct track {
 	int uffd;
 	int pagemap;
 	uint8_t *base;
+	uint64_t bytes;
+
+	pthread_mutex_t lock;	/* guards the fields below */
+	uint64_t armed;		/* bytes, see track_ahead */
+	struct range unsure;	/* reported by the next scan; count 0: none */
 };
 
 /*
@@ -32,12 +38,22 @@ int track_open(struct track *t, void *base, size_t bytes);
 void track_close(struct track *t);
 
 /*
- * track_arm makes the pages below bytes tell a first read from a first store.
- * It must come before anyone can store to them: what was stored before is not
- * reported. Pages beyond, which the file gets when it grows, are reported once
- * when they are first read, which costs time and nothing else.
+ * A page that was never touched is reported as stored to, unless it is armed.
+ * That costs time only, but much of it if a file grows by gigabytes. So pages
+ * are armed before the file reaches them; arming later could forget a store.
+ *
+ * track_arm arms all pages of a file of size bytes, and some beyond. No thread
+ * may be storing; what was stored before is not reported.
  */
-void track_arm(struct track *t, uint64_t bytes);
+void track_arm(struct track *t, uint64_t size);
+
+/*
+ * track_ahead arms pages ahead of a file that has, or is about to have, size
+ * bytes, while threads store. file_size is called to find out whether the file
+ * has overtaken it.
+ */
+void track_ahead(struct track *t, uint64_t size, uint64_t (*file_size)(void *),
+		 void *arg);
 
 /*
  * track_scan finds what was stored to in bytes [*at, end) since it was last

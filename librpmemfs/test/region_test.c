@@ -23,6 +23,7 @@
 #include "../futex.h"
 #include "../ring.h"
 #include "../rpmemfs.h"
+#include "../track.h"
 #include "check.h"
 #include "fake.h"
 
@@ -89,6 +90,7 @@ static void test_checkpoint(void)
 	CHECK_ERROR(rpmemfs_stats(r, &s), 0);
 	CHECK(s.barriers == 1 && s.called_off == 0);
 	CHECK(s.precopied + s.pages == 2);
+	CHECK(fake_counts(f).kicks > 0);
 
 	*word(r, 3) = 34;
 	CHECK_ERROR(rpmemfs_checkpoint(r, 0, &epoch), 0);
@@ -377,15 +379,34 @@ static void test_late(void)
 	fake_stop(f);
 }
 
+/* Stores to each page once. */
+static void *crawl(void *arg)
+{
+	struct worker *w = arg;
+
+	for (size_t p = 2; p < PAGES && !atomic_load(w->stop); p++) {
+		CHECK_ERROR(rpmemfs_restart_point(w->region), 0);
+		*word(w->region, p) = p;
+		if (p % 16 == 0)
+			usleep(1000);
+	}
+	return NULL;
+}
+
 /* Pages that one region found for a barrier that another calls off are in the
  * next one. */
 static void test_late_other(void)
 {
-	struct fake *f = fake_start(MIB);
-	struct rpmemfs_options opt = { .timeout_ns = 200 * MSEC };
+	struct fake *f = fake_start(REGION);
+	struct rpmemfs_options opt = { .timeout_ns = 50 * MSEC };
 	struct rpmemfs *a, *b = open_region(f);
+	_Atomic bool stop = false;
+	struct worker w = { .stop = &stop };
+	pthread_t t;
 
 	CHECK_ERROR(rpmemfs_open(fake_path(f), &opt, &a), 0);
+	w.region = a;
+	CHECK_ERROR(-pthread_create(&t, NULL, crawl, &w), 0);
 	for (uint64_t i = 1; i < 4; i++) {
 		uint64_t limit = after_ns(UINT64_C(10) * SEC);
 		struct rpmemfs_stats s;
@@ -402,6 +423,8 @@ static void test_late_other(void)
 		CHECK_ERROR(rpmemfs_prevent_checkpoint(b), 0);
 		CHECK(image_word(f, 1) == i);
 	}
+	atomic_store(&stop, true);
+	pthread_join(t, NULL);
 	rpmemfs_close(a);
 	rpmemfs_close(b);
 	nothing_wrong(f);
@@ -456,11 +479,64 @@ static void test_refused(void)
 	fake_stop(f);
 }
 
+static uint64_t sizes[4];	/* that growing_size returns, in turn */
+
+static uint64_t growing_size(void *at)
+{
+	return sizes[(*(int *)at)++];
+}
+
+/* Pages that a growing file reached before they were armed count as stored to;
+ * others that nobody touched do not. */
+static void test_ahead(void)
+{
+	enum { SIZE = 256 * MIB };
+	int fd = memfd_create("ahead", MFD_CLOEXEC), calls = 0;
+	struct range list[16];
+	struct track t;
+	uint8_t *base;
+	uint64_t at = 0;
+
+	CHECK(fd >= 0 && ftruncate(fd, SIZE) == 0);
+	base = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(base != MAP_FAILED);
+	CHECK_ERROR(track_open(&t, base, SIZE), 0);
+	track_arm(&t, PAGE);
+	track_ahead(&t, 32 * MIB, growing_size, &calls);
+	CHECK(calls == 0);
+
+	/* As said before it grows: nothing. */
+	sizes[0] = sizes[1] = PAGE;
+	track_ahead(&t, 80 * MIB, growing_size, &calls);
+	CHECK(calls == 2);
+	CHECK_ERROR(track_scan(&t, &at, 144 * MIB, list, 16, SIZE), 0);
+	base[100 * MIB] = 1;
+	at = 0;
+	CHECK_ERROR(track_scan(&t, &at, 144 * MIB, list, 16, SIZE), 1);
+	CHECK(list[0].page == 100 * MIB / PAGE && list[0].count == 1);
+
+	/* Overtaken. */
+	sizes[2] = 90 * MIB;
+	sizes[3] = 150 * MIB;
+	track_ahead(&t, 140 * MIB, growing_size, &calls);
+	CHECK(calls == 4);
+	at = 0;
+	CHECK_ERROR(track_scan(&t, &at, 150 * MIB, list, 16, SIZE), 1);
+	CHECK(list[0].page == 144 * MIB / PAGE &&
+	      list[0].count == 6 * MIB / PAGE);
+	at = 0;
+	CHECK_ERROR(track_scan(&t, &at, 150 * MIB, list, 16, SIZE), 0);
+	track_close(&t);
+	munmap(base, SIZE);
+	close(fd);
+}
+
 /* The file grows under the program. */
 static void test_grow(void)
 {
 	struct fake *f = fake_start(4 * MIB);
 	struct rpmemfs_options opt = { .reserve = 64 * MIB };
+	struct rpmemfs_stats s;
 	struct rpmemfs *r;
 
 	CHECK(truncate(fake_path(f), 5000) == 0);
@@ -473,6 +549,8 @@ static void test_grow(void)
 	CHECK(rpmemfs_size(r) == 2 * MIB);
 	*word(r, 400) = 2;
 	CHECK_ERROR(rpmemfs_checkpoint(r, 0, NULL), 0);
+	CHECK_ERROR(rpmemfs_stats(r, &s), 0);
+	CHECK(s.precopied + s.pages == 1);	/* not what is new and untouched */
 	CHECK(truncate(fake_path(f), 4 * MIB) == 0);	/* someone else */
 	*word(r, 1000) = 3;
 	CHECK_ERROR(rpmemfs_checkpoint(r, RPMEMFS_WAIT, NULL), 0);
@@ -597,7 +675,9 @@ static void test_death(void)
 	CHECK(ended(pid) == 0);
 	CHECK_ERROR(rpmemfs_stats(r, &s), 0);
 	CHECK(s.lost == 1);
-	CHECK(rpmemfs_epoch(r) == epoch);
+	CHECK(rpmemfs_epoch(r) == epoch + 1);
+	CHECK_ERROR(rpmemfs_wait_durable(r, epoch, NULL), -EOWNERDEAD);
+	CHECK_ERROR(rpmemfs_wait_durable(r, epoch - 1, NULL), 0);
 	*word(r, 4) = 4;
 	CHECK_ERROR(rpmemfs_checkpoint(r, RPMEMFS_WAIT, NULL), 0);
 	CHECK(image_word(f, 1) == 1 && image_word(f, 3) == 0 &&
@@ -742,6 +822,39 @@ static void test_drain(void)
 	fake_stop(f);
 }
 
+/* The same when tracking fails later. */
+static void test_tracking_fails(void)
+{
+	struct fake *f = fake_start(MIB);
+	struct rpmemfs *r = open_region(f);
+	struct rpmemfs_stats s;
+	int found = 0, null = open("/dev/null", O_RDONLY);
+
+	*word(r, 1) = 1;
+	CHECK_ERROR(rpmemfs_checkpoint(r, RPMEMFS_WAIT, NULL), 0);
+	for (int fd = 3; fd < 64; fd++) {
+		char name[64], path[64] = "";
+
+		snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
+		if (readlink(name, path, sizeof(path) - 1) > 0 &&
+		    strstr(path, "/pagemap"))
+			found += dup2(null, fd) == fd;
+	}
+	CHECK(found == 1);
+	for (uint64_t i = 2; i < 5; i++) {
+		*word(r, i) = i;
+		CHECK_ERROR(rpmemfs_checkpoint(r, RPMEMFS_WAIT, NULL), 0);
+		CHECK(image_word(f, i) == i);
+		CHECK(fake_counts(f).drained == i - 1);
+	}
+	CHECK_ERROR(rpmemfs_stats(r, &s), 0);
+	CHECK(s.capture == RPMEMFS_CAPTURE_DRAIN);
+	close(null);
+	rpmemfs_close(r);
+	nothing_wrong(f);
+	fake_stop(f);
+}
+
 static int role(const char *name, const char *path)
 {
 	bool drain = strcmp(name, "drain") == 0;
@@ -781,6 +894,7 @@ static const struct {
 	{ "late_other", test_late_other },
 	{ "gone", test_gone },
 	{ "refused", test_refused },
+	{ "ahead", test_ahead },
 	{ "grow", test_grow },
 	{ "address", test_address },
 	{ "several", test_several },
@@ -788,6 +902,7 @@ static const struct {
 	{ "fork", test_fork },
 	{ "fork_often", test_fork_often },
 	{ "drain", test_drain },
+	{ "tracking_fails", test_tracking_fails },
 };
 
 int main(int argc, char **argv)

@@ -111,13 +111,12 @@ type machine struct {
 	served   []request // of the present barrier
 	interval time.Duration
 
-	lost     bool // a member died since the last rollback began
-	drain    bool // the next barrier needs write-back
-	drained  bool // this one had it
-	drainer  uint32
-	sealed   bool   // this barrier sealed an epoch, ...
-	epoch    uint64 // this one
-	released bool   // RELEASE was sent
+	lost    bool // a member died since the last rollback began
+	drain   bool // the next barrier needs write-back
+	drained bool // this one had it
+	drainer uint32
+	sealed  bool   // this barrier sealed an epoch, ...
+	epoch   uint64 // this one
 
 	counters counters
 }
@@ -201,6 +200,11 @@ func (m *machine) mayTick() bool {
 	return m.all(func(s *seat) bool { return s.flags&wire.RestartPoints != 0 })
 }
 
+// anyRestartPoints reports whether a barrier is more than a commit.
+func (m *machine) anyRestartPoints() bool {
+	return !m.all(func(s *seat) bool { return s.flags&wire.RestartPoints == 0 })
+}
+
 // stuck returns a member that let a barrier time out and has not read what it was
 // sent then, or nil.
 func (m *machine) stuck() *seat {
@@ -214,7 +218,9 @@ func (m *machine) stuck() *seat {
 }
 
 // calm reports whether no rollback is due or under way.
-func (m *machine) calm() bool { return !m.lost && m.phase != parked && m.phase != rollingBack }
+func (m *machine) calm() bool {
+	return m.phase == over || !m.lost && m.phase != parked && m.phase != rollingBack
+}
 
 // settle ends a barrier or rollback.
 func (m *machine) settle() {

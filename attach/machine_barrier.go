@@ -12,7 +12,7 @@ import (
 func (m *machine) begin() {
 	m.n++
 	m.phase = parking
-	m.sealed, m.released, m.drained = false, false, false
+	m.sealed, m.drained = false, false
 	m.served, m.waiting = m.waiting, nil
 	for i := range m.seats {
 		s := &m.seats[i]
@@ -158,13 +158,11 @@ func (m *machine) consumed(id uint32, n uint64) {
 }
 
 // checkDone lets all go on when all have copied, and ends the barrier when all is
-// taken too. After a death they stay parked until the rollback.
+// taken too.
 func (m *machine) checkDone() {
 	if m.phase == copying && m.all(func(s *seat) bool { return s.done }) {
 		m.phase = consuming
-		if !m.lost {
-			m.release(0, m.epoch)
-		}
+		m.release(0, m.epoch)
 	}
 	if m.phase != consuming || !m.all(func(s *seat) bool { return s.consumed }) {
 		return
@@ -179,7 +177,6 @@ func (m *machine) checkDone() {
 }
 
 func (m *machine) release(errno unix.Errno, epoch uint64) {
-	m.released = true
 	for _, s := range m.seats {
 		m.send(s.id, &wire.Release{N: m.n, Errno: errno, Epoch: epoch})
 	}
@@ -232,7 +229,8 @@ func (m *machine) again() {
 // callOff lets all go on with the epoch open; or, after a death, leaves them parked,
 // if they are, for the rollback.
 func (m *machine) callOff(errno unix.Errno, out outcome) {
-	if m.lost && !m.released && m.all(func(s *seat) bool { return s.ready }) {
+	released := m.phase == consuming
+	if m.lost && !released && m.all(func(s *seat) bool { return s.ready }) {
 		m.phase = parked
 		m.finish(ErrLost)
 		return
@@ -243,7 +241,7 @@ func (m *machine) callOff(errno unix.Errno, out outcome) {
 	m.phase = ending
 	m.counters.calledOff++
 	out.epoch = m.committed()
-	if !m.released {
+	if !released {
 		m.release(errno, out.epoch)
 	}
 	m.answer(m.served, out)
@@ -263,9 +261,10 @@ func (m *machine) captureFailed(n uint64, err error, errno unix.Errno) {
 	}
 }
 
-// cancel calls off what has not sealed yet.
+// cancel calls the barrier off.
 func (m *machine) cancel(err error) {
-	if m.phase == parking || m.phase == draining {
+	switch m.phase {
+	case parking, draining, copying, consuming:
 		m.callOff(unix.ECANCELED, outcome{errno: unix.ECANCELED, err: err})
 	}
 }
@@ -285,14 +284,12 @@ func (m *machine) barrierDone(epoch uint64, err error, errno unix.Errno) {
 		}
 		m.answer(m.served, out)
 		m.served = nil
-		if m.released {
-			m.settle()
-		} else {
-			m.phase = parked
-		}
-	case parked, over:
-	default:
 		m.settle()
+	case ending:
+		m.settle()
+	case idle: // it did not come to a begin
+		m.answer(m.waiting, outcome{epoch: m.committed(), errno: errno, err: err})
+		m.waiting = nil
 	}
 }
 
@@ -306,10 +303,6 @@ func (m *machine) rollback() {
 // rolledBack says that memory shows the last committed epoch.
 func (m *machine) rolledBack() {
 	m.counters.rollbacks++
-	m.phase = parked
-	if m.lost {
-		return // another death: once more, before anybody goes on
-	}
 	epoch := m.committed()
 	for _, s := range m.seats {
 		m.send(s.id, &wire.Lost{Errno: unix.EOWNERDEAD, Epoch: epoch})

@@ -12,12 +12,9 @@ import (
 // join adds a member; welcome answers it, now or when what is under way is over: it
 // must not store while a barrier that it takes no part in is sealing.
 func (m *machine) join(s seat) {
-	switch {
-	case m.phase == over:
-		m.orders = append(m.orders, order{kind: orderThrow, to: s.id, msg: &wire.Welcome{Errno: unix.EIO}})
-	case m.phase == idle && !m.lost:
+	if m.phase == idle && !m.lost {
 		m.welcome(s)
-	default:
+	} else {
 		m.joining = append(m.joining, s)
 	}
 }
@@ -46,8 +43,7 @@ func (m *machine) leave(id uint32, clean bool) {
 	if clean {
 		m.drain = true // the kernel alone has what it stored
 	} else {
-		m.lost = true
-		m.orders = append(m.orders, order{kind: orderCondemn})
+		m.lose()
 	}
 
 	switch m.phase {
@@ -58,22 +54,54 @@ func (m *machine) leave(id uint32, clean bool) {
 			m.again()
 		}
 	case copying, consuming:
-		switch {
-		case s.done:
-			if !s.consumed {
-				m.departed = append(m.departed, s)
-			}
-			m.checkDone()
-		default:
+		if !s.done {
 			m.again()
+			return
 		}
+		if !s.consumed {
+			m.departed = append(m.departed, s)
+		}
+		m.checkDone()
 	}
 }
 
-// throw ends a member that broke the protocol.
+// lose says that a change was left half made.
+func (m *machine) lose() {
+	m.lost = true
+	m.orders = append(m.orders, order{kind: orderCondemn})
+}
+
+// throw ends a member that broke the protocol. What is not taken of its ring yet is
+// worth nothing.
 func (m *machine) throw(id uint32, errno unix.Errno) {
+	if s := m.seat(id); s != nil {
+		s.done = s.consumed
+	}
 	m.leave(id, false)
+	if i := slices.IndexFunc(m.departed, func(s seat) bool { return s.id == id && !s.consumed }); i >= 0 {
+		m.departed = slices.Delete(m.departed, i, i+1)
+		m.lose()
+		if m.phase == copying || m.phase == consuming {
+			m.again()
+		}
+	}
 	m.orders = append(m.orders, order{kind: orderThrow, to: id, msg: &wire.Gone{Errno: errno}})
+}
+
+// left reports whether a member left, and its ring is still being taken.
+func (m *machine) left(id uint32) bool {
+	return slices.ContainsFunc(m.departed, func(s seat) bool { return s.id == id })
+}
+
+// abandon takes a member out that waited too long for its welcome; false if it has
+// been welcomed, or has left.
+func (m *machine) abandon(id uint32) bool {
+	if !slices.ContainsFunc(m.joining, func(s seat) bool { return s.id == id }) {
+		return false
+	}
+	m.leave(id, true)
+	m.send(id, &wire.Welcome{Errno: unix.ETIMEDOUT})
+	return true
 }
 
 // request asks for a barrier that begins from now on.

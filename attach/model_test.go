@@ -46,18 +46,18 @@ type (
 		consumeN        uint64
 
 		// The process.
-		changes          int  // left to make
-		half             bool // between the two stores of a change
-		due, released    uint64
-		acked            uint64
-		saidReady, scans bool
-		tag              uint64
-		dirty            [2]bool // tracked stores
-		mustTell         bool    // a death that this member has to be told of
-		lost             bool    // LOST arrived, the thread has not seen it
-		asks             int     // requests left to make
-		waits            int     // requests without a result
-		welcomed         bool
+		changes       int  // left to make
+		half          bool // between the two stores of a change
+		due, released uint64
+		acked         uint64
+		saidReady     bool
+		tag           uint64
+		dirty         [2]bool // tracked stores
+		mustTell      bool    // a death that this member has to be told of
+		lost          bool    // LOST arrived, the thread has not seen it
+		asks          int     // requests left to make
+		waits         int     // requests without a result
+		welcomed      bool
 	}
 	world struct {
 		m       machine

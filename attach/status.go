@@ -2,7 +2,9 @@ package attach
 
 import (
 	"math"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/rpmemfs/rpmemfs/attach/wire"
 )
@@ -55,3 +57,31 @@ func (b *Barrier) add(d *wire.Done) {
 
 // duration is a member's word for nanoseconds.
 func duration(ns uint64) time.Duration { return time.Duration(min(ns, math.MaxInt64)) }
+
+// printable is a member's word for a name, fit for a terminal.
+func printable(name string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, name)
+}
+
+// status describes the group.
+func (g *group) status() Status {
+	g.driveMu.Lock()
+	defer g.driveMu.Unlock()
+	m := &g.machine
+	st := Status{
+		Ino: g.ino, Barriers: m.n, CalledOff: m.counters.calledOff, Rollbacks: m.counters.rollbacks,
+		Late: m.counters.late, LateN: m.counters.lateN, Last: m.counters.last,
+	}
+	for _, s := range m.seats {
+		st.Members = append(st.Members, Member{
+			ID: s.id, PID: s.pid, UID: g.members[s.id].uid, Name: s.name,
+			RestartPoints: s.flags&wire.RestartPoints != 0, Tracks: s.flags&wire.Tracks != 0,
+		})
+	}
+	return st
+}

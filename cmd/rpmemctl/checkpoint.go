@@ -8,10 +8,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/rpmemfs/rpmemfs/control/controlpb"
+	"github.com/rpmemfs/rpmemfs/internal/quiesce"
 )
 
 func newCheckpoint(a *app) *cobra.Command {
-	all, mode := false, quiesceNone
+	all, mode := false, quiesce.Mode{}
 	cmd := &cobra.Command{
 		Use:   "checkpoint FILE [NAME]",
 		Short: "commit a file, and keep the epoch under a name",
@@ -37,13 +38,13 @@ the same user where kernel.yama.ptrace_scope is 0.`,
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
-			case mode == quiesceStop && (all || a.pool != ""):
+			case mode.Stop && (all || a.pool != ""):
 				return usagef("--quiesce stop is for one file of a mount")
 			case all:
 				return a.commitAll(cmd.Context(), a.pathOrHere(args))
 			case len(args) == 2 && args[1] == "":
 				return usagef("the name of a checkpoint cannot be empty")
-			case mode == quiesceStop:
+			case mode.Stop:
 				return a.checkpointStopped(cmd.Context(), args)
 			case len(args) == 2:
 				return a.checkpoint(cmd.Context(), args[0], args[1])

@@ -45,11 +45,13 @@ type mounted struct {
 	dir    string
 	pool   string
 	point  string
+	flags  []string
 	daemon *exec.Cmd // nil while there is none
 	log    bytes.Buffer
 }
 
-func newMounted(t *testing.T) *mounted {
+// newMounted mounts a new pool with more flags.
+func newMounted(t *testing.T, flags ...string) *mounted {
 	t.Helper()
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skip("/dev/fuse is missing here")
@@ -62,7 +64,7 @@ func newMounted(t *testing.T) *mounted {
 		t.Fatal(err)
 	}
 	dir := fastDir(t)
-	m := &mounted{t: t, bin: bin, dir: dir, pool: filepath.Join(dir, "pool"), point: filepath.Join(dir, "mnt")}
+	m := &mounted{t: t, bin: bin, dir: dir, pool: filepath.Join(dir, "pool"), point: filepath.Join(dir, "mnt"), flags: flags}
 	if err := os.Mkdir(m.point, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -79,7 +81,8 @@ func newMounted(t *testing.T) *mounted {
 // start mounts the pool and waits until programs can use it.
 func (m *mounted) start() {
 	m.t.Helper()
-	cmd := exec.Command(filepath.Join(m.bin, "rpmemfs"), "mount", "--pool", m.pool, "--size", "64MiB", m.point)
+	args := append([]string{"mount", "--pool", m.pool, "--size", "64MiB"}, m.flags...)
+	cmd := exec.Command(filepath.Join(m.bin, "rpmemfs"), append(args, m.point)...)
 	cmd.Stderr = &m.log
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -11,26 +11,6 @@ import (
 	"github.com/rpmemfs/rpmemfs/internal/quiesce"
 )
 
-// A quiesceMode is the value of --quiesce.
-type quiesceMode string
-
-const (
-	quiesceNone quiesceMode = "none"
-	quiesceStop quiesceMode = "stop"
-)
-
-func (m *quiesceMode) String() string { return string(*m) }
-func (m *quiesceMode) Type() string   { return "MODE" }
-
-func (m *quiesceMode) Set(s string) error {
-	switch v := quiesceMode(s); v {
-	case quiesceNone, quiesceStop:
-		*m = v
-		return nil
-	}
-	return fmt.Errorf("%q is neither none nor stop", s)
-}
-
 type stoppedJSON struct {
 	checkpointJSON
 	Pages     uint64        `json:"pages"`
@@ -78,7 +58,7 @@ func (a *app) checkpointStopped(ctx context.Context, args []string) error {
 	var failed error
 	report, err := quiesce.Run(ctx, file, nil,
 		func() error { return drain(quiesce.Drain) },
-		func() error {
+		func(int) error {
 			failed = a.commitStopped(ctx, p, args[1:], &result)
 			return failed
 		})

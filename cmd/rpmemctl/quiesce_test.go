@@ -31,7 +31,27 @@ func (m *mounted) chain(name string) *mapper {
 		m.t.Fatalf("gcc: %v: %s", err, out)
 	}
 	m.ok("create", m.path(name), "--size", fmt.Sprint(chainSize))
-	return m.child(exec.Command(bin, m.path(name), fmt.Sprint(chainThreads), fmt.Sprint(chainLinks)))
+	return m.chainOn(name)
+}
+
+// chainOn starts the program that chain built on a file that it made.
+func (m *mounted) chainOn(name string) *mapper {
+	m.t.Helper()
+	return m.child(exec.Command(filepath.Join(m.dir, "chain"), m.path(name), fmt.Sprint(chainThreads), fmt.Sprint(chainLinks)))
+}
+
+// kill ends the process as a crash does.
+func (p *mapper) kill() {
+	p.t.Helper()
+	_ = p.cmd.Process.Kill() // it may be dead
+	ended := make(chan error, 1)
+	go func() { ended <- p.cmd.Wait() }()
+	select {
+	case <-ended: // "signal: killed"
+	case <-time.After(patience):
+		p.t.Fatalf("process %d does not die", p.cmd.Process.Pid)
+	}
+	p.cmd = nil
 }
 
 // rounds asks the slowest thread of a chain for its rounds.
@@ -142,5 +162,74 @@ func TestQuiesceKilled(t *testing.T) {
 		_ = cmd.Process.Signal(signal) // it may have ended
 		_ = cmd.Wait()                 // of the signal, or well
 		p.advances()
+	}
+}
+
+// awaitEpoch waits until a file is n epochs further.
+func (m *mounted) awaitEpoch(name string, n uint64) {
+	m.t.Helper()
+	limit := time.Now().Add(patience)
+	for first := *m.statOf(name).Epoch; *m.statOf(name).Epoch < first+n; {
+		if time.Now().After(limit) {
+			m.t.Fatalf("%s does not commit: epoch %d", name, *m.statOf(name).Epoch)
+		}
+	}
+}
+
+// wantChain fails if the last committed epoch of a file is none of one moment.
+func (m *mounted) wantChain(name string) {
+	m.t.Helper()
+	image := filepath.Join(m.dir, "image")
+	m.ok("export", m.path(name), image, "--force")
+	b, err := os.ReadFile(image)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	if broken := brokenChain(b); broken != "" {
+		m.t.Fatal(broken)
+	}
+}
+
+// A mount with --epoch and --quiesce stop commits what a program stores that calls
+// nothing, under whatever name; when program, daemon or helper is killed, the file
+// holds one moment.
+func TestQuiesceEpochs(t *testing.T) {
+	m := newMounted(t, "--epoch", "10ms", "--quiesce", "stop")
+	p := m.chain("heap")
+	m.awaitEpoch("heap", 5)
+	p.advances()
+	m.sh("mkdir mnt/d; mv mnt/heap mnt/d/other")
+	m.awaitEpoch("d/other", 3)
+
+	// Another helper takes over.
+	m.sh(fmt.Sprintf("pkill -KILL -P %d", m.daemon.Process.Pid))
+	m.awaitEpoch("d/other", 3)
+	p.advances()
+
+	p.kill()
+	m.waitClosed("d/other")
+	m.wantChain("d/other")
+
+	p = m.chainOn("d/other")
+	m.awaitEpoch("d/other", 2)
+	m.kill()
+	p.kill()
+	m.unmountDead()
+	m.start()
+	m.wantChain("d/other")
+
+	m.sh("setfattr -n user.rpmemfs.interval -v 0 mnt/d/other")
+	p = m.chainOn("d/other")
+	epoch := *m.statOf("d/other").Epoch
+	for range 3 {
+		p.advances()
+		time.Sleep(20 * time.Millisecond) // two intervals: time for what must not happen
+	}
+	if now := *m.statOf("d/other").Epoch; now != epoch {
+		t.Errorf("a file with the interval 0 went from epoch %d to %d", epoch, now)
+	}
+	p.kill()
+	if strings.Contains(m.log.String(), "not attached") && strings.Contains(m.log.String(), "said") {
+		t.Errorf("the helper complains:\n%s", m.log.String())
 	}
 }

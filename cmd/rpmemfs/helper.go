@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 )
 
 // helperName is how mount(8) calls the helper of `mount -t fuse.rpmemfs`.
@@ -103,6 +104,12 @@ func (o *options) setMountOption(opt string, sloppy bool) error {
 		return o.overlay.Set(value)
 	case "on_close", "on-close":
 		return o.onClose.Set(value)
+	case "epoch":
+		d, err := time.ParseDuration(value)
+		o.epochs.interval = d
+		return err
+	case "quiesce":
+		return o.epochs.quiesce.Set(value)
 	case "control":
 		o.control = value
 	case "log_file":
@@ -127,6 +134,7 @@ func (o *options) args() []string {
 	if o.overlay != 0 {
 		args = append(args, fmt.Sprintf("--overlay=%dB", uint64(o.overlay)))
 	}
+	args = append(args, o.epochs.args()...)
 	if o.control != "" {
 		args = append(args, "--control="+o.control)
 	}

@@ -110,6 +110,7 @@ func (d *daemon) open() error {
 		Conn:       d.conn,
 		FrameBytes: int64(d.o.overlay),
 		OnClose:    namespace.OnClose(d.o.onClose),
+		Interval:   d.o.epochs.interval,
 		ReadOnly:   d.o.readOnly,
 		Mountpoint: d.o.mountpoint,
 		Socket:     d.socket,
@@ -151,8 +152,13 @@ func (d *daemon) serve(ctx context.Context) {
 		stopControl = background("control socket", d.runControl)
 	}
 	stopSignals := background("signals", d.handleSignals)
+	stopQuiescer := func() {}
+	if d.o.epochs.quiesce.Stop {
+		stopQuiescer = background("epochs of programs that are not attached", d.runQuiescer)
+	}
 	d.announce(ctx)
 	d.server.Serve()
+	stopQuiescer()
 	stopSignals()
 	stopControl()
 	stopVolume()

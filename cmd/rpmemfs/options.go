@@ -18,6 +18,7 @@ type options struct {
 	size       byteSize // of a new pool; 0: a default
 	overlay    byteSize // memory of one file's open epoch; 0: a default
 	onClose    closeMode
+	epochs     epochOptions
 	control    string // path of the socket; empty: a default; "none": no socket
 	allowOther bool
 	readOnly   bool
@@ -39,12 +40,18 @@ What write(2) wrote also commits when the file is closed for the last time.
 Stores through a mapping that no msync committed are rolled back then, unless
 --on-close=commit, or the file's attribute user.rpmemfs.on_close, says otherwise.
 
+With --epoch, files that programs are attached to (see rpmemfs.h) commit every so
+often, when the programs are at restart points. --quiesce stop does so for all other
+programs that map files: it stops them for the moment it takes, wherever they are. The
+file's attribute user.rpmemfs.interval sets another time, or 0 for none.
+
 SIGTERM and SIGINT unmount: the daemon waits for programs that use the mount, and
 names them. A second signal detaches the mount from the file tree and still waits;
 a third ends the daemon at once, as a crash does.`
 
 const mountExample = `  rpmemfs mount --pool /var/lib/pools/a --size 50GiB /mnt/a
   rpmemfs mount --pool ~/pool --background ~/mnt; umount ~/mnt
+  rpmemfs mount --pool /var/lib/pools/a --epoch 64ms --quiesce stop /mnt/a
   mount -t fuse.rpmemfs /var/lib/pools/a /mnt/a -o size=50GiB,on_close=commit`
 
 func mountCommand() *cobra.Command {
@@ -57,6 +64,9 @@ func mountCommand() *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.mountpoint = args[0]
+			if err := o.epochs.check(&o); err != nil {
+				return err
+			}
 			if o.background {
 				return startBackground()
 			}
@@ -72,6 +82,7 @@ func mountCommand() *cobra.Command {
 	f.BoolVar(&o.background, "background", false, "return when the mount is ready; the daemon goes on")
 	f.Var(&o.onClose, "on-close", "what uncommitted stores through mappings do at the last close: rollback or commit")
 	f.Var(&o.overlay, "overlay", "memory that one file's open epoch takes before it goes to the pool, such as 64MiB")
+	o.epochs.addFlags(f)
 	f.StringVar(&o.control, "control", "", "path of the control socket, or none (default in /run/rpmemfs or $XDG_RUNTIME_DIR/rpmemfs)")
 	f.BoolVar(&o.allowOther, "allow-other", false, "let other users in, under the files' permissions (default for root)")
 	f.BoolVar(&o.readOnly, "read-only", false, "refuse every change")
@@ -79,6 +90,7 @@ func mountCommand() *cobra.Command {
 	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	f.BoolVar(&o.logJSON, "log-json", false, "log as JSON, a line each")
 	f.StringVar(&o.logFile, "log-file", "", "append the log to a file (default: standard error, or syslog with --background)")
+	o.epochs.complete(cmd)
 	must(cmd.MarkFlagRequired("pool"))
 	must(cmd.MarkFlagDirname("pool"))
 	must(cmd.RegisterFlagCompletionFunc("on-close", cobra.FixedCompletions([]string{"rollback", "commit"}, cobra.ShellCompDirectiveNoFileComp)))

@@ -25,6 +25,8 @@ func TestHelperArgs(t *testing.T) {
 		{"-sn /pool -o strange,ro /mnt", "--on-close=rollback --read-only"},
 		{"/pool /mnt -N /proc/1/ns/mnt", "--on-close=rollback"},
 		{"/pool /mnt -o control=/run/s,log_file=/l,log_level=debug", "--on-close=rollback --log-level=DEBUG --control=/run/s --log-file=/l"},
+		{"/pool /mnt -o epoch=64ms,quiesce=stop", "--on-close=rollback --epoch=64ms --quiesce=stop"},
+		{"/pool /mnt -o quiesce=halt", `"halt" is neither none nor stop`},
 		{"/pool /mnt -o strange", `unknown mount option "strange"`},
 		{"/pool /mnt -o suid", `unknown mount option "suid"`},
 		{"/pool /mnt -o size=much", `"much" is not a size such as 10GiB`},

@@ -40,16 +40,16 @@ const maxLooks = 20
 var ErrRestless = errors.New("more and more processes map the file")
 
 // Run stops the processes that map file shared and writable, calls drain while they
-// are stopped, again after each look that found another one, and then commit. All go
-// on when it returns. first is who is known to map the file; nil if that is to be
-// found out.
+// are stopped, again after each look that found another one, and then commit, with the
+// number of threads that stand still. All go on when it returns. first is who is known
+// to map the file; nil if that is to be found out.
 //
 // drain runs beside the look at other processes. Neither function may use ptrace, nor
 // wait for one of the processes.
 //
 // Run gives up waiting for a stop when ctx ends: a thread that waits for a page of a
 // daemon that hangs cannot be stopped.
-func Run(ctx context.Context, file File, first []int, drain, commit func() error) (report Report, err error) {
+func Run(ctx context.Context, file File, first []int, drain func() error, commit func(threads int) error) (report Report, err error) {
 	if first == nil {
 		if first, err = Writers(file); err != nil {
 			return Report{}, err
@@ -86,7 +86,7 @@ func onOwnThread(fn func() bool) {
 	<-done
 }
 
-func run(ctx context.Context, file File, s *stopped, pids []int, drain, commit func() error) error {
+func run(ctx context.Context, file File, s *stopped, pids []int, drain func() error, commit func(threads int) error) error {
 	for look := 0; ; look++ {
 		if look == maxLooks {
 			return ErrRestless
@@ -104,7 +104,7 @@ func run(ctx context.Context, file File, s *stopped, pids []int, drain, commit f
 			return err
 		}
 		if pids = s.others(now); len(pids) == 0 {
-			return commit()
+			return commit(len(s.threads))
 		}
 	}
 }

@@ -131,7 +131,8 @@ func newFile(t *testing.T) (path string, file File, read func() [words]uint64) {
 	}
 }
 
-func nothing() error { return nil }
+func nothing() error     { return nil }
+func noCommit(int) error { return nil }
 
 // moves waits until every counter has moved.
 func moves(t *testing.T, read func() [words]uint64) {
@@ -181,7 +182,7 @@ func TestRunStopsAll(t *testing.T) {
 		var before [words]uint64
 		report, err := Run(bounded(t), file, nil,
 			func() error { before = read(); return nil },
-			func() error {
+			func(int) error {
 				time.Sleep(2 * time.Millisecond)
 				if now := read(); now != before {
 					t.Errorf("stores during the stop: %v, then %v", before, now)
@@ -207,7 +208,7 @@ func TestRunLooksAgain(t *testing.T) {
 		drains++
 		before = read()
 		return nil
-	}, func() error {
+	}, func(int) error {
 		time.Sleep(2 * time.Millisecond)
 		if now := read(); now != before {
 			t.Errorf("stores during the stop: %v, then %v", before, now)
@@ -226,11 +227,11 @@ func TestRunReleasesAfterErrors(t *testing.T) {
 	start(t, path)
 	boom := errors.New("boom")
 	fails := func() error { return boom }
-	if _, err := Run(bounded(t), file, nil, fails, func() error { t.Error("committed after a drain that failed"); return nil }); !errors.Is(err, boom) {
+	if _, err := Run(bounded(t), file, nil, fails, func(int) error { t.Error("committed after a drain that failed"); return nil }); !errors.Is(err, boom) {
 		t.Errorf("Run = %v, want the drain's error", err)
 	}
 	moves(t, read)
-	if _, err := Run(bounded(t), file, nil, nothing, fails); !errors.Is(err, boom) {
+	if _, err := Run(bounded(t), file, nil, nothing, func(int) error { return boom }); !errors.Is(err, boom) {
 		t.Errorf("Run = %v, want the commit's error", err)
 	}
 	moves(t, read)
@@ -244,7 +245,7 @@ func TestRunKeepsStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitState(t, c.cmd.Process.Pid, "T")
-	if _, err := Run(bounded(t), file, nil, nothing, nothing); err != nil {
+	if _, err := Run(bounded(t), file, nil, nothing, noCommit); err != nil {
 		t.Fatal(err)
 	}
 	waitState(t, c.cmd.Process.Pid, "T")
@@ -263,7 +264,7 @@ func TestRunKeepsStopped(t *testing.T) {
 func TestRunPassesSignals(t *testing.T) {
 	path, file, _ := newFile(t)
 	c := start(t, path)
-	_, err := Run(bounded(t), file, nil, nothing, func() error { return c.cmd.Process.Signal(unix.SIGTERM) })
+	_, err := Run(bounded(t), file, nil, nothing, func(int) error { return c.cmd.Process.Signal(unix.SIGTERM) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -319,7 +320,7 @@ func TestHoldForever(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = Run(t.Context(), file, nil, nothing, func() error {
+	_, err = Run(t.Context(), file, nil, nothing, func(int) error {
 		fmt.Println("holding")
 		time.Sleep(time.Minute)
 		return nil
@@ -331,8 +332,8 @@ func TestHoldForever(t *testing.T) {
 func TestTracedByAnother(t *testing.T) {
 	path, file, read := newFile(t)
 	start(t, path)
-	_, err := Run(bounded(t), file, nil, nothing, func() error {
-		_, err := Run(bounded(t), file, nil, nothing, nothing)
+	_, err := Run(bounded(t), file, nil, nothing, func(int) error {
+		_, err := Run(bounded(t), file, nil, nothing, noCommit)
 		return err
 	})
 	if err == nil || !strings.Contains(err.Error(), "traces it") {

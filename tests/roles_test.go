@@ -10,4 +10,7 @@ var roles = map[string]func(args []string) error{
 	"boltload": roleBoltCheck,
 	"mapper":   roleMapper,
 	"scan":     roleScan,
+	"exact":    roleExact,
+	"copy":     roleCopy,
+	"truncate": roleTruncate,
 }

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -299,4 +301,31 @@ func (s *Server) Status(ino uint64) (Status, bool) {
 		return Status{}, false
 	}
 	return g.status(), true
+}
+
+// Files describes all files that have members, by number.
+func (s *Server) Files() []Status {
+	s.mu.Lock()
+	inos := slices.Sorted(maps.Keys(s.groups))
+	s.mu.Unlock()
+	var files []Status
+	for _, ino := range inos {
+		if st, ok := s.Status(ino); ok {
+			files = append(files, st)
+		}
+	}
+	return files
+}
+
+// Member reports whether a process is attached to a file, and whether it has restart
+// points.
+func (s *Server) Member(ino uint64, pid int) (attached, restartPoints bool) {
+	st, _ := s.Status(ino)
+	for _, m := range st.Members {
+		if m.PID == pid {
+			attached = true
+			restartPoints = restartPoints || m.RestartPoints
+		}
+	}
+	return attached, restartPoints
 }

@@ -38,6 +38,7 @@ var errnos = []struct {
 	{namespace.ErrTooManyLinks, unix.EMLINK, false},
 	{volume.ErrBusy, unix.EBUSY, false},
 	{volume.ErrLost, unix.EOWNERDEAD, false},
+	{volume.ErrLate, unix.ETIMEDOUT, false},
 	{volume.ErrDeadlock, unix.EDEADLK, true},
 	{volume.ErrPermission, unix.EACCES, false},
 	{volume.ErrReadOnly, unix.EROFS, false},
@@ -47,6 +48,19 @@ var errnos = []struct {
 	{volume.ErrNotSupported, unix.EOPNOTSUPP, false},
 	{context.Canceled, unix.EINTR, false},
 	{context.DeadlineExceeded, unix.ETIMEDOUT, false},
+}
+
+// Errno returns what a program is told of an error; EIO for unknown ones, 0 for nil.
+func Errno(err error) unix.Errno {
+	if err == nil {
+		return 0
+	}
+	for _, e := range errnos {
+		if errors.Is(err, e.err) {
+			return e.errno
+		}
+	}
+	return unix.EIO
 }
 
 // status is the one place that makes an errno of an error. op names the request.

@@ -17,6 +17,9 @@ var (
 	// ErrLost reports an open epoch that is being rolled back, because a program
 	// that was attached to the file died in the middle of it.
 	ErrLost = errors.New("volume: a program attached to the file died; its open epoch is being rolled back")
+	// ErrLate reports a commit that was called off: a thread of an attached program
+	// did not come to a restart point in time. The epoch is still open.
+	ErrLate = errors.New("volume: not all threads came to a restart point; try again")
 	// ErrDeadlock reports an fsync by a program with restart points: it commits by
 	// rpmemfs_checkpoint.
 	ErrDeadlock = errors.New("volume: a program with restart points commits by rpmemfs_checkpoint, not by fsync")

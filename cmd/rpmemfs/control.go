@@ -16,6 +16,7 @@ func (d *daemon) runControl(ctx context.Context) error {
 		Pid:        os.Getpid(),
 		OwnerUID:   uint32(os.Geteuid()),
 		Started:    d.started,
+		Attached:   d.members.Files,
 	}
 	return control.NewServer(d.volume, info, d.log).Run(ctx, d.listener)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"golang.org/x/sys/unix"
 
+	"github.com/rpmemfs/rpmemfs/attach"
 	"github.com/rpmemfs/rpmemfs/fs"
 	"github.com/rpmemfs/rpmemfs/memnode"
 	"github.com/rpmemfs/rpmemfs/namespace"
@@ -36,8 +37,10 @@ type daemon struct {
 	pool     *memnode.Pool
 	conn     rdmacache.Conn
 	volume   *volume.Volume
-	listener net.Listener // of the control socket; nil without one
-	socket   string       // its path
+	listener net.Listener      // of the control socket; nil without one
+	socket   string            // its path
+	attach   *net.UnixListener // of attached programs; nil without a control socket
+	members  *attach.Server
 	server   *fs.Server
 }
 
@@ -105,17 +108,26 @@ func (d *daemon) open() error {
 	if d.listener, d.socket, err = d.o.listenControl(); err != nil {
 		return err
 	}
+	attachSocket := ""
+	if d.listener != nil {
+		if d.attach, attachSocket, err = listenAttach(d.socket); err != nil {
+			return fmt.Errorf("attach socket: %w", err)
+		}
+	}
 	d.volume = volume.New(volume.Config{
-		Pool:       d.pool,
-		Conn:       d.conn,
-		FrameBytes: int64(d.o.overlay),
-		OnClose:    namespace.OnClose(d.o.onClose),
-		Interval:   d.o.epochs.interval,
-		ReadOnly:   d.o.readOnly,
-		Mountpoint: d.o.mountpoint,
-		Socket:     d.socket,
-		Log:        d.log,
+		Pool:         d.pool,
+		Conn:         d.conn,
+		FrameBytes:   int64(d.o.overlay),
+		OnClose:      namespace.OnClose(d.o.onClose),
+		Interval:     d.o.epochs.interval,
+		ReadOnly:     d.o.readOnly,
+		Mountpoint:   d.o.mountpoint,
+		Socket:       d.socket,
+		AttachSocket: attachSocket,
+		Log:          d.log,
 	})
+	d.members = d.newAttachServer()
+	d.volume.SetMembers(members{d.members})
 	d.server, err = fs.Mount(fs.Config{
 		Volume:     d.volume,
 		Source:     d.o.pool,
@@ -151,6 +163,10 @@ func (d *daemon) serve(ctx context.Context) {
 	if d.listener != nil {
 		stopControl = background("control socket", d.runControl)
 	}
+	stopAttach := func() {}
+	if d.attach != nil {
+		stopAttach = background("attach socket", d.runAttach)
+	}
 	stopSignals := background("signals", d.handleSignals)
 	stopQuiescer := func() {}
 	if d.o.epochs.quiesce.Stop {
@@ -161,6 +177,7 @@ func (d *daemon) serve(ctx context.Context) {
 	stopQuiescer()
 	stopSignals()
 	stopControl()
+	stopAttach()
 	stopVolume()
 	wg.Wait()
 }
@@ -204,6 +221,12 @@ func (d *daemon) close(ctx context.Context) error {
 		if err := os.Remove(d.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
+	}
+	if d.attach != nil {
+		if err := d.attach.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+		// Closing it removed the socket.
 	}
 	if d.conn != nil {
 		errs = append(errs, d.conn.Close())

@@ -40,8 +40,8 @@ func (o *options) listenControl() (net.Listener, string, error) {
 		}
 		removeDeadSocket(path)
 	}
-	if len(path) > maxSocketPath {
-		return nil, "", fmt.Errorf("control socket %s: the path is longer than %d bytes; give a shorter one with --control", path, maxSocketPath)
+	if err := checkSocketPath(path); err != nil {
+		return nil, "", err
 	}
 	// Nobody else may connect, between the bind and the chmod either.
 	old := unix.Umask(0o177)
@@ -51,6 +51,13 @@ func (o *options) listenControl() (net.Listener, string, error) {
 		return nil, "", fmt.Errorf("control socket: %w", err)
 	}
 	return l, path, nil
+}
+
+func checkSocketPath(path string) error {
+	if len(path) > maxSocketPath {
+		return fmt.Errorf("socket %s: the path is longer than %d bytes; give a shorter one with --control", path, maxSocketPath)
+	}
+	return nil
 }
 
 // socketDir makes and checks the directory of default sockets.
@@ -63,7 +70,8 @@ func socketDir() (string, error) {
 	case run != "" && filepath.IsAbs(run):
 		dir = filepath.Join(run, "rpmemfs")
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	// Others may not list it, but reach the sockets of attached programs.
+	if err := os.Mkdir(dir, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", fmt.Errorf("directory of control sockets: %w", err)
 	}
 	var st unix.Stat_t
@@ -72,6 +80,11 @@ func socketDir() (string, error) {
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != uid || st.Mode&0o022 != 0 {
 		return "", fmt.Errorf("directory of control sockets: %s is not a directory that only its owner, user %d, can write; remove it or use --control", dir, uid)
+	}
+	if st.Mode&0o011 != 0o011 {
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return "", fmt.Errorf("directory of control sockets: %w", err)
+		}
 	}
 	return dir, nil
 }
@@ -84,6 +97,9 @@ func removeStaleSockets(dir string) {
 	}
 	for _, e := range entries {
 		name, ok := strings.CutSuffix(e.Name(), ".sock")
+		if !ok {
+			name, ok = strings.CutSuffix(e.Name(), ".attach")
+		}
 		if pid, err := strconv.Atoi(name); ok && err == nil && errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
 			_ = os.Remove(filepath.Join(dir, e.Name())) // it is only in the way of people
 		}

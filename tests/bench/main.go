@@ -1,6 +1,8 @@
 // Bench measures rpmemfs against go-fuse's own loopback file system without
 // passthrough, on the same tmpfs, in one run: medians and their ratios. The
-// machine's noise hits both sides alike, because rounds alternate.
+// machine's noise hits both sides alike, because rounds alternate. Programs with
+// restart points are measured against the same programs in ordinary memory; their
+// rows name what is in the second column.
 //
 //	go run ./tests/bench [-rounds PERCENT] [-only NAME]
 //
@@ -47,6 +49,7 @@ type bench struct {
 	rpmemctl string
 	loopback string
 	store    string
+	pmemobj  bool // there are programs on libpmemobj
 	percent  int
 	rows     []row
 }
@@ -77,6 +80,11 @@ func run(percent int, only string) (err error) {
 		{"history", b.history},
 		{"amplification", b.amplification},
 		{"overlay", b.overlay},
+		{"restart", b.restart},
+		{"pause", b.pause},
+		{"hashmap", b.hashmap},
+		{"queue", b.queue},
+		{"heap", b.heap},
 	} {
 		if !strings.Contains(m.name, only) {
 			continue
@@ -106,7 +114,7 @@ func (b *bench) build() error {
 			return fmt.Errorf("%s (run it at the top of the tree): %w\n%s", strings.Join(args, " "), err, out)
 		}
 	}
-	return nil
+	return b.buildC(bin)
 }
 
 // times scales a number of rounds by the -rounds flag.

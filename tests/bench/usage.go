@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -51,6 +52,24 @@ func (s *server) rssBytes() (int64, error) {
 		sum += kib << 10
 	}
 	return sum, nil
+}
+
+// cpuSeconds returns how much processor time the daemon has used.
+func (s *server) cpuSeconds() (float64, error) {
+	path := fmt.Sprintf("/proc/%d/stat", s.cmd.Process.Pid)
+	stat, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("%s: %q", path, stat)
+	}
+	user, err := strconv.ParseFloat(fields[11], 64)
+	system, err2 := strconv.ParseFloat(fields[12], 64)
+	const hertz = 100 // USER_HZ, on every architecture that Go knows
+	return (user + system) / hertz, errors.Join(err, err2)
 }
 
 // samplePeriod is how often peakBytes looks: the kernel keeps a peak of all

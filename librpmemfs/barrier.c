@@ -76,7 +76,9 @@ static int precopy(struct rpmemfs *r)
 	do {
 		last = found;
 		found = 0;
-		capture_begin(c, size_now(r), m->tag, until);
+		/* Waiting for room in the ring may take longer: then the daemon
+		 * calls the barrier off, and nothing is lost. */
+		capture_begin(c, size_now(r), m->tag, after_ns(COPY_NS));
 		while (capture_more(c) && now_ns() < until) {
 			int error = capture_scan(c);
 

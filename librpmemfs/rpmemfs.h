@@ -146,7 +146,8 @@ int rpmemfs_open(const char *path, const struct rpmemfs_options *opt,
 int rpmemfs_close(struct rpmemfs *region);
 
 /* The memory begins at rpmemfs_base and has rpmemfs_size bytes: those of the
- * file, as of this call. Access beyond the file's end is SIGBUS. */
+ * file, as of this call. Access beyond the end is SIGBUS, and so is making the
+ * file shorter while this program has it open. */
 void *rpmemfs_base(struct rpmemfs *region);
 size_t rpmemfs_size(struct rpmemfs *region);
 

@@ -7,7 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rpmemfs/rpmemfs/attach/wire"
-	"github.com/rpmemfs/rpmemfs/epoch"
 )
 
 // A helper is the goroutine that answers the daemon: it parks the participants,
@@ -93,17 +92,14 @@ func (h *helper) handle(m wire.Message) error {
 		return h.capture(m)
 	case *wire.Release:
 		h.release(m.N)
-		if m.Errno == 0 {
-			h.r.sealed(epoch.ID(m.Epoch))
-		}
 		h.r.threads.release(m.N)
 	case *wire.Result:
 		h.r.answered(m)
 	case *wire.Committed:
-		h.r.durable(epoch.ID(m.Epoch))
+		h.r.durable()
 	case *wire.Lost:
 		h.forget()
-		h.r.lost(epoch.ID(m.Epoch))
+		h.r.lost()
 	case *wire.Gone:
 		return m.Errno
 	default:
@@ -159,7 +155,7 @@ func (h *helper) capture(m *wire.Go) error {
 	b.done.PauseNs = uint64(time.Since(b.raised))
 	done := b.done
 	h.release(m.N)
-	h.r.sealed(epoch.ID(m.Epoch))
+	h.r.begin()
 	if m.Sole && done.Errno == 0 {
 		h.r.threads.release(m.N)
 	}
@@ -188,27 +184,29 @@ func errnoOf(err error) unix.Errno {
 	return unix.EIO
 }
 
-// sealed takes note of the epoch that a barrier sealed.
-func (r *Region) sealed(id epoch.ID) {
+// begin begins a new epoch: a barrier has sealed the last one.
+func (r *Region) begin() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.open = id + 1
+	r.open++
 }
 
-// durable takes note of a committed epoch.
-func (r *Region) durable(id epoch.ID) {
+// durable takes note that what the last barrier sealed is committed. Only that
+// barrier can be meant: the daemon says it before the next one.
+func (r *Region) durable() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.committed = max(r.committed, id)
+	r.committed = r.open - 1
 	r.tell()
 }
 
-// lost takes note of a rollback to the epoch id.
-func (r *Region) lost(id epoch.ID) {
+// lost takes note of a rollback to the last committed epoch.
+func (r *Region) lost() {
 	r.threads.losses.Add(1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.committed, r.open = id, id+1
+	r.rolledBack = append(r.rolledBack, span{r.committed + 1, r.open})
+	r.open++
 	r.tell()
 }
 
@@ -221,10 +219,6 @@ func (r *Region) answered(m *wire.Result) {
 		return // its caller has gone
 	}
 	delete(r.requests, m.ID)
-	if m.Errno == 0 {
-		r.committed = max(r.committed, epoch.ID(m.Epoch))
-		r.tell()
-	}
-	q.result = m
+	q.result, q.committed = m, r.committed
 	close(q.done)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -41,19 +42,26 @@ type Region struct {
 	ended   chan struct{} // closed when the helper has returned
 	size    atomic.Int64  // of the file, as last seen
 
-	mu        sync.Mutex // guards the fields below
-	committed epoch.ID
-	open      epoch.ID
-	requests  map[uint64]*request
-	lastID    uint64
-	news      chan struct{} // closed and replaced when one of the above changed
-	err       error         // why the region is of no more use
+	// Epochs are counted here: the daemon uses the number of an epoch again in which
+	// nothing was stored, or that was lost.
+	mu         sync.Mutex // guards the fields below
+	open       epoch.ID
+	committed  epoch.ID
+	rolledBack []span // ascending
+	requests   map[uint64]*request
+	lastID     uint64
+	news       chan struct{} // closed and replaced when one of the above changed
+	err        error         // why the region is of no more use
 }
+
+// A span is epochs from first to last.
+type span struct{ first, last epoch.ID }
 
 // A request is a Checkpoint that waits for its Result.
 type request struct {
-	result *wire.Result // nil: the region ended
-	done   chan struct{}
+	result    *wire.Result // nil: the region ended
+	committed epoch.ID
+	done      chan struct{}
 }
 
 // Open opens and maps a file of a mount and attaches the process to it. It waits
@@ -247,8 +255,8 @@ func (r *Region) Grow(size int64) error {
 	return nil
 }
 
-// Checkpoint makes everything stored before the call durable and returns the last
-// committed epoch. All participants, of all processes, have to reach a restart
+// Checkpoint makes everything stored before the call durable and returns the epoch
+// that it committed. All participants, of all processes, have to reach a restart
 // point meanwhile: a participant calls Participant.Checkpoint instead. A deadline
 // of ctx also bounds how long the barrier waits for them; without one the daemon
 // decides.
@@ -288,7 +296,7 @@ func (r *Region) Checkpoint(ctx context.Context) (epoch.ID, error) {
 	if q.result == nil {
 		return 0, r.Err()
 	}
-	return epoch.ID(q.result.Epoch), resultError(q.result)
+	return q.committed, resultError(q.result)
 }
 
 func resultError(m *wire.Result) error {
@@ -306,18 +314,18 @@ func resultError(m *wire.Result) error {
 }
 
 // WaitDurable returns when epoch id is committed: with nil, or with ErrLost if it
-// was rolled back while the call waited. It asks for no barrier.
+// was rolled back. It asks for no barrier.
 func (r *Region) WaitDurable(ctx context.Context, id epoch.ID) error {
-	losses := r.threads.losses.Load()
 	for {
 		r.mu.Lock()
 		committed, err, news := r.committed, r.err, r.news
+		lost := slices.ContainsFunc(r.rolledBack, func(s span) bool { return s.first <= id && id <= s.last })
 		r.mu.Unlock()
 		switch {
+		case lost:
+			return ErrLost
 		case committed >= id:
 			return nil
-		case r.threads.losses.Load() != losses:
-			return ErrLost
 		case err != nil:
 			return err
 		}
@@ -329,7 +337,7 @@ func (r *Region) WaitDurable(ctx context.Context, id epoch.ID) error {
 	}
 }
 
-// Committed returns the last committed epoch that the process knows of.
+// Committed returns the last committed epoch.
 func (r *Region) Committed() epoch.ID {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -339,6 +347,10 @@ func (r *Region) Committed() epoch.ID {
 // Epoch returns the number of the open epoch. For a participant it changes only in
 // RestartPoint, Prevent and Checkpoint: what it stores now commits as this epoch,
 // or, if that is rolled back, never.
+//
+// A Region counts its epochs from the file's last committed one at Open, and one
+// for each barrier and each rollback. The numbers that rpmemctl shows leave out
+// epochs in which nothing was stored.
 func (r *Region) Epoch() epoch.ID {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -190,7 +190,8 @@ func TestLost(t *testing.T) {
 	parked, allowed := r.Join("parked"), r.Join("allowed")
 	allowed.Allow()
 	waits := make(chan error, 1)
-	go func() { waits <- r.WaitDurable(t.Context(), epoch.ID(d.epoch+1)) }()
+	lost := r.Epoch()
+	go func() { waits <- r.WaitDurable(t.Context(), lost) }()
 	results := make(chan error, 1)
 	go func() { // until the rollback
 		for {
@@ -220,10 +221,14 @@ func TestLost(t *testing.T) {
 		}
 		p.Leave()
 	}
-	if got := r.Epoch(); got != epoch.ID(d.epoch+1) {
-		t.Errorf("open epoch %d, want %d", got, d.epoch+1)
-	}
+	again := r.Epoch()
 	d.barrier()
+	if err := r.WaitDurable(t.Context(), again); err != nil {
+		t.Error(err)
+	}
+	if err := r.WaitDurable(t.Context(), lost); !errors.Is(err, ErrLost) { // for ever
+		t.Errorf("after an epoch: got %v", err)
+	}
 	if len(d.image) != 0 {
 		t.Errorf("%d pages of a lost epoch came", len(d.image))
 	}
@@ -252,8 +257,34 @@ func TestCheckpoint(t *testing.T) {
 	if a := <-answers; a.err != nil || a.id != epoch.ID(d.epoch) || r.Committed() != a.id || r.Epoch() != a.id+1 {
 		t.Errorf("got %+v; committed %d, open %d", a, r.Committed(), r.Epoch())
 	}
-	if err := r.WaitDurable(t.Context(), epoch.ID(d.epoch)); err != nil {
+	// Nothing was stored in the next one: the daemon uses its number again.
+	open := r.Epoch()
+	q = ask(t.Context())
+	d.park()
+	d.send(&wire.Release{N: d.n, Epoch: d.epoch + 1})
+	d.sealed = d.n
+	d.send(&wire.Committed{Epoch: d.epoch})
+	d.send(&wire.Result{ID: q.ID, Epoch: d.epoch})
+	if a := <-answers; a.err != nil || a.id != open {
+		t.Errorf("got %+v, want epoch %d", a, open)
+	}
+	if err := r.WaitDurable(t.Context(), open); err != nil {
 		t.Error(err)
+	}
+	// A seal that did not commit is covered by the next.
+	open = r.Epoch()
+	p.Allow()
+	d.park()
+	d.send(&wire.Release{N: d.n, Errno: unix.ENOSPC})
+	d.sealed = d.n
+	if err := p.Prevent(); err != nil {
+		t.Error(err)
+	}
+	q = ask(t.Context())
+	d.barrier()
+	d.send(&wire.Result{ID: q.ID, Epoch: d.epoch})
+	if a := <-answers; a.err != nil || a.id != open+1 || r.WaitDurable(t.Context(), open) != nil {
+		t.Errorf("got %+v, want epoch %d", a, open+1)
 	}
 	for _, c := range []struct {
 		result wire.Result

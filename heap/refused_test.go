@@ -133,21 +133,27 @@ func TestHidden(t *testing.T) {
 // Units that are freed in an early chunk are found again.
 func TestFirst(t *testing.T) {
 	h := newRegion(t, 8<<20, 256<<20).create(t, heap.Options{})
-	var all []heap.Offset
-	for range 90 {
-		off, err := h.Alloc(1 << 20)
+	alloc := func(size uint64) heap.Offset {
+		t.Helper()
+		off, err := h.Alloc(size)
 		if err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, off)
+		return off
 	}
+	var all []heap.Offset
+	for len(all) == 0 || all[len(all)-1] < 1<<26 {
+		all = append(all, alloc(3<<14))
+	}
+	alloc(16) // the last unit of chunk 0
+	alloc(3 << 14)
 	for _, want := range all[:20] {
 		if err := h.Free(want); err != nil {
 			t.Fatal(err)
 		}
 		sound(t, h)
-		if got, err := h.Alloc(1 << 20); err != nil || got != want {
-			t.Fatalf("got %#x, %v; want %#x", got, err, want)
+		if got := alloc(3 << 14); got != want {
+			t.Fatalf("got %#x, want %#x", got, want)
 		}
 	}
 }

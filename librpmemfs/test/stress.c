@@ -2,10 +2,11 @@
  * A program for crash tests on a mount: threads change memory everywhere, and
  * each holds its invariant at restart points only.
  *
- *	stress run FILE MIB THREADS SECONDS [SEED]
+ *	stress run FILE MIB THREADS SECONDS [SEED [FIRST]]
  *		goes on for SECONDS, 0: for ever; prints, each time an epoch is
  *		durable, how many changes of each thread it has at least. Ends
- *		with status 3 after -EOWNERDEAD, without a word
+ *		with status 3 after -EOWNERDEAD, without a word. FIRST is the
+ *		number of the first thread, where several programs run
  *	stress check FILE MIB THREADS [CHANGES...]
  *		reads the file: every invariant holds, and no thread has fewer
  *		changes
@@ -27,7 +28,7 @@ enum { PAGE_BYTES = 4096, MOST = 64, MOVES = 8 };
 static struct rpmemfs *region;
 static uint64_t *words;		/* the region */
 static uint64_t pages, seed;
-static unsigned threads;
+static unsigned threads, first;
 static _Atomic bool stop;
 static _Atomic int lost;
 
@@ -83,7 +84,7 @@ static int tell(void)
 
 	/* What others store meanwhile is more, never less. */
 	for (unsigned i = 0; i < threads; i++)
-		had[i] = __atomic_load_n(word(words, pages - 1, i),
+		had[i] = __atomic_load_n(word(words, pages - 1, first + i),
 					 __ATOMIC_RELAXED);
 	error = rpmemfs_checkpoint(region, RPMEMFS_WAIT, NULL);
 	if (error)
@@ -115,7 +116,7 @@ static int run(const char *path, uint64_t seconds)
 	CHECK_ERROR(rpmemfs_thread_unregister(region), 0);
 	for (unsigned i = 0; i < threads; i++)
 		CHECK_ERROR(-pthread_create(&t[i], NULL, work,
-					    (void *)(uintptr_t)i), 0);
+					    (void *)(uintptr_t)(first + i)), 0);
 	while (!atomic_load(&stop) && (!seconds || time(NULL) < end)) {
 		error = tell();
 		if (error)
@@ -149,16 +150,16 @@ static int check(const char *path, int argc, char **argv)
 		at += (size_t)n;
 	}
 	for (unsigned i = 0; i < threads; i++) {
-		uint64_t sum = 0, first = *word(image, 0, i);
+		uint64_t sum = 0, begun = *word(image, 0, i);
 		uint64_t least = (int)i < argc ? strtoull(argv[i], NULL, 10) : 0;
 
 		for (uint64_t p = 1; p < pages - 1; p++)
 			sum += *word(image, p, i);
-		if (sum || first != *word(image, pages - 1, i) ||
-		    first < least) {
+		if (sum || begun != *word(image, pages - 1, i) ||
+		    begun < least) {
 			printf("stress: thread %u: %llu changes begun, %llu "
 			       "ended, %llu durable; sum %#llx\n", i,
-			       (unsigned long long)first,
+			       (unsigned long long)begun,
 			       (unsigned long long)*word(image, pages - 1, i),
 			       (unsigned long long)least,
 			       (unsigned long long)sum);
@@ -180,6 +181,9 @@ int main(int argc, char **argv)
 		return 2;
 	if (strcmp(argv[1], "check") == 0)
 		return check(argv[2], argc - 5, argv + 5);
+	first = argc > 7 ? (unsigned)strtoul(argv[7], NULL, 10) : 0;
+	if (first + threads > MOST)
+		return 2;
 	seed = argc > 6 ? strtoull(argv[6], NULL, 10) : 1;
 	return run(argv[2], argc > 5 ? strtoull(argv[5], NULL, 10) : 1);
 }

@@ -47,14 +47,13 @@ type Store interface {
 	// will commit as. dirty is false if there was nothing to seal; then id is
 	// the last committed epoch.
 	Seal(ctx context.Context, scope Scope) (id ID, dirty bool, err error)
-	// Freeze seals the whole open epoch at a barrier. Pages that were captured at
-	// the barrier may still join it until Commit.
+	// Freeze seals the whole open epoch at a barrier, also if nothing was stored:
+	// programs have been told its number. Pages that were captured at the barrier
+	// may still join it until Commit.
 	Freeze(ctx context.Context) (ID, error)
 	// Thaw puts a frozen epoch back into the open one.
 	Thaw(ctx context.Context, id ID)
-	// Commit makes the sealed epoch durable and returns the last committed one: a
-	// frozen epoch that changed nothing does not count. An error that matches
-	// ErrPoisoned is final; after any other (no space) the pages are in the open
-	// epoch again.
-	Commit(ctx context.Context, id ID) (ID, error)
+	// Commit makes the sealed epoch durable. An error that matches ErrPoisoned is
+	// final; after any other (no space) the pages are in the open epoch again.
+	Commit(ctx context.Context, id ID) error
 }

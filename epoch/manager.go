@@ -55,14 +55,13 @@ func (m *Manager) run(ctx context.Context, scope Scope) (ID, error) {
 	if err != nil || !dirty {
 		return id, err
 	}
-	return m.store.Commit(ctx, id)
+	return id, m.store.Commit(ctx, id)
 }
 
 // ErrNoSeal reports a barrier that ended without a seal.
 var ErrNoSeal = errors.New("epoch: the barrier ended without a seal")
 
-// Barrier commits the open epoch as it is at a barrier, and returns the last
-// committed epoch. quiesce stops whoever stores to the region, calls seal once,
+// Barrier commits the open epoch as it is at a barrier, and returns its ID. quiesce stops whoever stores to the region, calls seal once,
 // and lets them go on. It returns when every page that was captured at the barrier
 // has joined the epoch; after an error the epoch is open again.
 //
@@ -95,7 +94,7 @@ func (m *Manager) Barrier(ctx context.Context, quiesce func(ctx context.Context,
 	case sealed == 0:
 		return 0, ErrNoSeal
 	}
-	return m.store.Commit(ctx, sealed)
+	return sealed, m.store.Commit(ctx, sealed)
 }
 
 // Exclusive runs f while no commit is under way.

@@ -107,14 +107,13 @@ func (d *dirty) inFrame() bool { return d != nil && d.frame != nil && !d.pushing
 
 // sealed is the epoch on its way to the pool.
 type sealed struct {
-	id      epoch.ID
-	pages   layer
-	size    int64
-	cut     uint64
-	mtime   int64
-	changed bool // size, cut or mtime differ from what is committed
-	frozen  bool // captured pages still join it
-	past    past
+	id     epoch.ID
+	pages  layer
+	size   int64
+	cut    uint64
+	mtime  int64
+	frozen bool // captured pages still join it
+	past   past
 }
 
 // Stats counts since the Cache was made.

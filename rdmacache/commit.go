@@ -44,7 +44,7 @@ func (c *Cache) sealLocked(id epoch.ID, scope epoch.Scope) (*sealed, error) {
 	if c.sealed != nil {
 		return nil, fmt.Errorf("region %d: epoch %d is sealed already", c.image.ID(), c.sealed.id)
 	}
-	s := &sealed{id: id, pages: c.written, size: c.size, cut: c.cut, mtime: c.mtime, changed: c.shape, past: newPast()}
+	s := &sealed{id: id, pages: c.written, size: c.size, cut: c.cut, mtime: c.mtime, past: newPast()}
 	c.written = layer{}
 	if scope == epoch.All {
 		if len(s.pages) == 0 {
@@ -69,20 +69,15 @@ func (c *Cache) sealLocked(id epoch.ID, scope epoch.Scope) (*sealed, error) {
 
 // Commit makes the sealed epoch durable: it pushes what still waits in frames,
 // and appends the epoch's record. Without space the epoch is open again.
-func (c *Cache) Commit(ctx context.Context, id epoch.ID) (epoch.ID, error) {
+func (c *Cache) Commit(ctx context.Context, id epoch.ID) error {
 	start := c.now()
 	c.mu.Lock()
 	s := c.sealed
 	if s == nil || s.id != id {
 		c.mu.Unlock()
-		return 0, fmt.Errorf("region %d: epoch %d is not sealed", c.image.ID(), id)
+		return fmt.Errorf("region %d: epoch %d is not sealed", c.image.ID(), id)
 	}
 	s.frozen = false // no page joins it any more
-	if len(s.pages) == 0 && !s.changed {
-		c.sealed = nil
-		c.mu.Unlock()
-		return id - 1, nil
-	}
 	c.mu.Unlock()
 	frames, err := c.pushSealed(ctx, s)
 	if err == nil {
@@ -101,7 +96,7 @@ func (c *Cache) Commit(ctx context.Context, id epoch.ID) (epoch.ID, error) {
 		if !errors.Is(err, epoch.ErrPoisoned) {
 			c.unseal(s)
 		}
-		return 0, err
+		return err
 	}
 	var freed []region.Slot
 	c.mu.Lock()
@@ -117,7 +112,7 @@ func (c *Cache) Commit(ctx context.Context, id epoch.ID) (epoch.ID, error) {
 	c.stats.LastCommit = c.now().Sub(start).Round(time.Microsecond)
 	c.mu.Unlock()
 	c.image.Release(freed...)
-	return id, nil
+	return nil
 }
 
 // pushSealed pushes the frames of a sealed epoch and returns their number. The

@@ -18,7 +18,7 @@ var edges = map[string][]string{
 	"epoch":            {"golang.org/x/sys*"},
 	"namespace":        {module + "/epoch"},
 	"region":           {module + "/epoch", module + "/internal/*"},
-	"rdmacache":        {module + "/region", module + "/epoch"},
+	"rdmacache":        {module + "/region", module + "/epoch", "golang.org/x/sys*"},
 	"rdmacache/inproc": {module + "/rdmacache"},
 	"memnode": {module + "/region", module + "/namespace", module + "/rdmacache", module + "/epoch",
 		module + "/internal/*", "go.etcd.io/bbolt*", "golang.org/x/sys*"},

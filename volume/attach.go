@@ -112,7 +112,6 @@ const maxExtra = 8000
 // seal also returns the pages that are to be copied once more there.
 func (a *Attachment) Barrier(ctx context.Context, quiesce func(ctx context.Context, seal func() (extra []uint64, id epoch.ID, err error)) error) (epoch.ID, error) {
 	f, v := a.h.f, a.h.v
-	before := f.cache.Committed()
 	id, err := f.manager.Barrier(ctx, func(ctx context.Context, seal func() (epoch.ID, error)) error {
 		return quiesce(ctx, func() ([]uint64, epoch.ID, error) {
 			var extra []uint64
@@ -128,7 +127,7 @@ func (a *Attachment) Barrier(ctx context.Context, quiesce func(ctx context.Conte
 	if noSpace(err) {
 		v.reclaim(ctx) // for the next try
 	}
-	if err == nil && id != before {
+	if err == nil {
 		v.committed(f)
 	}
 	return id, err

@@ -213,28 +213,23 @@ func (g *group) capture(ctx context.Context, c *member, e *ring.Entry, page []by
 		c.now = monotonic()
 		e.When = min(e.When, c.now)
 	}
-	sealing, err := g.take(ctx, c, e, page)
-	if err != nil {
+	if err := g.take(ctx, c, e, page); err != nil {
 		g.log.Warn("captured page dropped; the kernel will write it back", "ino", g.ino, "page", e.Page, "err", err)
-		g.drive(func(m *machine) { m.captureFailed(sealing, err, g.errno(err)) })
+		g.drive(func(m *machine) { m.captureFailed(e.Tag, err, g.errno(err)) })
 	}
 }
 
-// take does that, and returns the barrier that the page belongs to; 0: the open
-// epoch.
-func (g *group) take(ctx context.Context, c *member, e *ring.Entry, page []byte) (sealing uint64, err error) {
+// take does that at one moment of sealing and rolling back.
+func (g *group) take(ctx context.Context, c *member, e *ring.Entry, page []byte) error {
 	g.captureMu.RLock()
 	defer g.captureMu.RUnlock()
 	if e.Tag < g.discard || c.ring.Pos() > c.limit.Load() {
-		return 0, nil
-	}
-	if e.Tag < g.sealing {
-		sealing = g.sealing
+		return nil
 	}
 	if e.Page >= uint64(g.region.Size()+ring.PageSize-1)/ring.PageSize {
-		return 0, nil
+		return nil
 	}
-	return sealing, g.region.Capture(ctx, sealing != 0, e.Page, e.When, page)
+	return g.region.Capture(ctx, e.Tag < g.sealing, e.Page, e.When, page)
 }
 
 // join adds a member; false if the group has ended.

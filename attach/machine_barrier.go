@@ -252,11 +252,11 @@ func (m *machine) callOff(errno unix.Errno, out outcome) {
 	m.finish(out.err)
 }
 
-// captureFailed says that a page of the epoch that barrier n sealed was dropped, or
-// of the open epoch if n is 0. The kernel still has it.
-func (m *machine) captureFailed(n uint64, err error, errno unix.Errno) {
+// captureFailed says that a page of that tag was dropped, perhaps before the present
+// barrier sealed. The kernel still has it.
+func (m *machine) captureFailed(tag uint64, err error, errno unix.Errno) {
 	m.drain = true
-	if n == m.n && (m.phase == copying || m.phase == consuming) {
+	if tag < m.n && (m.phase == copying || m.phase == consuming) {
 		m.callOff(errno, outcome{errno: errno, err: err})
 	}
 }

@@ -103,8 +103,14 @@ func (c *member) serve(ctx context.Context) {
 // the protocol.
 func (c *member) read() (detached bool, err error) {
 	b := make([]byte, wire.MaxRequest+1) // a longer message is cut, and then malformed
-	for {
+	for reset := false; ; {
 		n, err := c.link.conn.Read(b)
+		if errors.Is(err, unix.ECONNRESET) && !reset {
+			// It closed with messages unread. What it sent before is still to come,
+			// perhaps a DETACH.
+			reset = true
+			continue
+		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			abandoned := false
 			c.group.drive(func(m *machine) { abandoned = m.abandon(c.seat.id) })

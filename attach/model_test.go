@@ -41,8 +41,9 @@ type (
 		said            bool // DETACH, or the end of file, was sent
 		inbox, outbox   []mmsg
 		ring            []entry
-		taken           int // entries of the ring
-		upto            int // -1: not waiting for any
+		taken           int    // entries of the ring
+		failed          uint64 // 1 + tag of an entry that was dropped, unknown to the machine
+		upto            int    // -1: not waiting for any
 		consumeN        uint64
 
 		// The process.
@@ -334,7 +335,13 @@ func (w *world) memberSteps(i int, add func(string, func(*world))) {
 			w.read(id, m, msg)
 		})
 	}
-	if m.taken < len(m.ring) && (m.attached || m.upto >= 0) {
+	if m.failed > 0 {
+		on("daemon learns of the full pool", func(w *world, m *modelMember) {
+			tag := m.failed - 1
+			m.failed = 0
+			w.m.captureFailed(tag, unix.ENOSPC, unix.ENOSPC)
+		})
+	} else if m.taken < len(m.ring) && (m.attached || m.upto >= 0) {
 		on("daemon takes an entry", func(w *world, m *modelMember) {
 			e := m.ring[m.taken]
 			m.taken++
@@ -350,15 +357,11 @@ func (w *world) memberSteps(i int, add func(string, func(*world))) {
 			on("pool full", func(w *world, m *modelMember) {
 				w.full--
 				m.taken++
-				n := uint64(0)
-				if w.sealing != 0 && e.tag < w.sealing {
-					n = w.sealing
-				}
-				w.m.captureFailed(n, unix.ENOSPC, unix.ENOSPC)
+				m.failed = e.tag + 1
 			})
 		}
 	}
-	if m.upto >= 0 && m.taken >= m.upto {
+	if m.failed == 0 && m.upto >= 0 && m.taken >= m.upto {
 		on("all taken", func(w *world, m *modelMember) {
 			m.upto = -1
 			w.m.consumed(id, m.consumeN)

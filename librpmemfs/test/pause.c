@@ -105,6 +105,8 @@ int main(int argc, char **argv)
 	struct rpmemfs *r;
 	volatile uint8_t *p;
 
+	setlinebuf(stdout);
+
 	CHECK_ERROR(rpmemfs_open(f ? fake_path(f) : argv[1], &opt, &r), 0);
 	if (f)
 		fake_set(f, (struct fake_faults){ .blind = true });

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"os"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"unsafe"
@@ -12,12 +12,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The workload of the exactness test. A region of 1 + 2*half pages: page 0 counts
-// each thread's steps, the others are two halves. A step of a thread adds numbers
-// to words of the first half, and the same numbers to words of the second; it ends
-// when it is counted. So the halves have equal sums between steps only, and the
-// whole image follows from the counts: adding commutes, and what a step adds where
-// follows from the seed, the thread and the step's number.
+// The workload of the exactness test. A region of 2 + 2*half pages. Page 0 counts
+// each thread's steps. In page 1 each thread notes how many steps of each other
+// thread it has seen. The others are two halves.
+//
+// A step of a thread adds numbers to words of the first half, and the same numbers
+// to words of the second; it ends when it is counted. So the halves have equal sums
+// between steps only, and all of them follows from the counts: adding commutes, and
+// what a step adds where follows from the seed, the thread and the step's number.
 type workload struct {
 	seed uint64
 	half uint64 // pages
@@ -25,10 +27,17 @@ type workload struct {
 
 const (
 	wordsPerPage = pageSize / 8
-	mostThreads  = wordsPerPage
+	mostThreads  = 16
+	seenPage     = 1 // word t*mostThreads + u of it: what thread t saw of thread u
+	firstHalf    = 2
 )
 
-func (w workload) pages() uint64 { return 1 + 2*w.half }
+func (w workload) pages() uint64 { return firstHalf + 2*w.half }
+
+// seen is the word in which a thread notes what it saw of another.
+func seen(thread, other uint64) uint64 {
+	return seenPage*wordsPerPage + thread*mostThreads + other
+}
 
 // mix is SplitMix64's.
 func mix(x uint64) uint64 {
@@ -50,8 +59,8 @@ func (w workload) step(thread, n uint64, add func(word, v uint64)) {
 			from = hot + h%wordsPerPage
 		}
 		v := h | 1
-		add(wordsPerPage+from, v)
-		add(wordsPerPage+words+to, v)
+		add(firstHalf*wordsPerPage+from, v)
+		add(firstHalf*wordsPerPage+words+to, v)
 	}
 }
 
@@ -81,11 +90,18 @@ func (m *model) compare(image []byte) error {
 		}
 		m.words[i] = n
 	}
+	for i := range uint64(mostThreads * mostThreads) {
+		at := seen(i/mostThreads, i%mostThreads)
+		m.words[at] = binary.LittleEndian.Uint64(image[at*8:])
+		if other := i % mostThreads; m.words[at] > m.counts[other] {
+			return fmt.Errorf("thread %d had seen step %d of thread %d, which had done %d", i/mostThreads, m.words[at], other, m.counts[other])
+		}
+	}
 	var sums [2]uint64
 	for i, want := range m.words {
 		got := binary.LittleEndian.Uint64(image[i*8:])
-		if i >= wordsPerPage {
-			sums[(uint64(i)/wordsPerPage-1)/m.half] += got
+		if i >= firstHalf*wordsPerPage {
+			sums[(uint64(i)/wordsPerPage-firstHalf)/m.half] += got
 		}
 		if got != want {
 			return fmt.Errorf("page %d, byte %d: got %#x; the steps counted in the image make %#x", i/wordsPerPage, i%wordsPerPage*8, got, want)
@@ -99,8 +115,8 @@ func (m *model) compare(image []byte) error {
 
 // A logbook is a file outside of the mount in which a program's threads write down
 // what they had done at each barrier. A thread's page: the steps that it has done,
-// then, for the last epochs, the epoch and the steps it had done when that was
-// sealed.
+// then, for the last epochs, the epoch as its program counts and the steps it had
+// done when that was sealed.
 type logbook struct{ mem []byte }
 
 const (
@@ -162,18 +178,30 @@ func (l *logbook) at(thread int, epoch uint64) uint64 {
 	return *l.word(thread, 0)
 }
 
-// readFile is os.ReadFile with a look at the epoch, before and after.
-func readWithEpoch(path string) ([]byte, string, error) {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, "", err
+// from returns the steps that a thread had done at epochs, for a report.
+func (l *logbook) from(thread int, first, last uint64) (steps []uint64) {
+	for e := first; e <= last; e++ {
+		steps = append(steps, l.at(thread, e))
 	}
-	buf := make([]byte, 64)
-	n, err := unix.Getxattr(path, "user.rpmemfs.epoch", buf)
-	if err != nil {
-		return nil, "", err
+	return steps
+}
+
+// find reports whether there is an epoch, from one on, at which threads had done so
+// many steps. It also returns the last epoch that may have been sealed.
+func (l *logbook) find(threads []int, counts []uint64, from uint64) (last uint64, ok bool) {
+	var epochs []uint64
+	for _, t := range threads {
+		for i := range uint64(logged) {
+			if e, _ := l.entry(t, i); *e >= from {
+				epochs = append(epochs, *e)
+				last = max(last, *e)
+			}
+		}
 	}
-	return data, string(buf[:n]), nil
+	last++ // sealed, and noted by nobody
+	return last, slices.ContainsFunc(append(epochs, last), func(e uint64) bool {
+		return !slices.ContainsFunc(threads, func(t int) bool { return l.at(t, e) != counts[t] })
+	})
 }
 
 // The comparison finds what it is for: half a step, a page of another moment, a
@@ -206,10 +234,11 @@ func TestExactModel(t *testing.T) {
 	for name, spoil := range map[string]func(){
 		"half a step":       func() { run(0, 1) },
 		"one more step":     func() { done[1] -= 1; run(1, 1<<20) },
-		"a page of before":  func() { run(0, -1); copy(image[4*pageSize:5*pageSize], good[4*pageSize:]) },
+		"a page of before":  func() { run(0, -1); copy(image[5*pageSize:6*pageSize], good[5*pageSize:]) },
 		"a count of before": func() { run(1, -1); copy(image[:pageSize], good) },
 		"a step back":       func() { binary.LittleEndian.PutUint64(image, 3) },
-		"one bit":           func() { image[2*pageSize+77] ^= 4 },
+		"seen too much":     func() { binary.LittleEndian.PutUint64(image[8*seen(0, 1):], done[1]+1) },
+		"one bit":           func() { image[3*pageSize+77] ^= 4 },
 		"too short":         func() { image = image[:pageSize] },
 	} {
 		image = bytes.Clone(good)

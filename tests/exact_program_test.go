@@ -22,9 +22,9 @@ import (
 //
 //	exact FILE LOGBOOK SEED HALF FIRST THREADS
 //
-// It prints "ready" first, "durable E" for each epoch whose commit it was told of,
-// "lost E" when an epoch after E was rolled back, and "late" when a barrier was
-// called off. It works until it is killed, or its daemon is.
+// It prints "ready E" first, E being the epoch that it finds, "durable E" for each epoch whose commit it was told of,
+// "lost" for each thread when an epoch was rolled back, and "late" when a barrier
+// was called off. It works until it is killed, or its daemon is.
 func roleExact(args []string) error {
 	var n [4]uint64
 	for i := range n {
@@ -52,7 +52,7 @@ func roleExact(args []string) error {
 	for i := range threads {
 		go p.work(int(first + i))
 	}
-	fmt.Println("ready")
+	fmt.Println("ready", p.r.Epoch()-1)
 	go p.commit()
 	go p.disturb()
 	return <-p.end
@@ -85,9 +85,11 @@ type worker struct {
 
 func (p *exactProgram) work(id int) {
 	w := worker{exactProgram: p, Participant: p.r.Join(fmt.Sprintf("worker %d", id)), id: id}
-	w.restart()
+	w.restart(0)
 	for {
 		w.done++
+		other := rand.Uint64N(mostThreads)
+		atomic.StoreUint64(p.word(seen(uint64(id), other)), atomic.LoadUint64(p.word(other)))
 		p.step(uint64(id), w.done, func(word, v uint64) { atomic.AddUint64(p.word(word), v) })
 		atomic.StoreUint64(p.word(uint64(id)), w.done)
 		p.log.did(id, w.done)
@@ -108,19 +110,21 @@ func (p *exactProgram) work(id int) {
 	}
 }
 
-// restart begins where memory says, which is a committed image.
-func (w *worker) restart() {
+// restart begins where memory says, which is a committed image, and forgets what
+// it noted from an epoch on.
+func (w *worker) restart(from epoch.ID) {
 	w.epoch = w.r.Epoch()
 	w.done = atomic.LoadUint64(w.word(uint64(w.id)))
-	w.log.lost(w.id, uint64(w.epoch))
+	w.log.lost(w.id, uint64(from))
 	w.log.did(w.id, w.done)
+	w.log.sealed(w.id, uint64(w.epoch-1), w.done)
 }
 
 // passed notes what was sealed while the thread was parked.
 func (w *worker) passed(err error) {
 	if errors.Is(err, client.ErrLost) {
-		w.restart()
-		fmt.Println("lost", w.epoch-1)
+		w.restart(w.r.Committed() + 1)
+		fmt.Println("lost")
 		return
 	}
 	now := w.r.Epoch()
@@ -173,19 +177,6 @@ func (p *exactProgram) disturb() {
 			return
 		}
 	}
-}
-
-// roleCopy writes a file's content to another and prints its last epoch.
-func roleCopy(args []string) error {
-	data, id, err := readWithEpoch(args[0])
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(args[1], data, 0o644); err != nil {
-		return err
-	}
-	fmt.Println(id)
-	return nil
 }
 
 // roleTruncate makes a file of a length.

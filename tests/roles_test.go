@@ -11,6 +11,5 @@ var roles = map[string]func(args []string) error{
 	"mapper":   roleMapper,
 	"scan":     roleScan,
 	"exact":    roleExact,
-	"copy":     roleCopy,
 	"truncate": roleTruncate,
 }

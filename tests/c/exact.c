@@ -1,8 +1,8 @@
 /*
  * exact FILE LOGBOOK SEED HALF FIRST THREADS: roleExact of
- * tests/exact_program_test.go with librpmemfs, and with a thread whose steps are
- * at times done by a forked child. exact_model_test.go describes the workload
- * and the logbook.
+ * tests/exact_program_test.go with librpmemfs, and with forked children, one at
+ * a time, that do steps as the thread after the last. exact_model_test.go
+ * describes the workload and the logbook.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,7 +25,14 @@
 #define MADV_PAGEOUT 21
 #endif
 
-enum { PAGE = 4096, WORDS = PAGE / 8, LOGGED = 64, LOGGED_OFF = 64 };
+enum {
+	PAGE = 4096,
+	WORDS = PAGE / 8,
+	MAX_THREADS = 16,
+	FIRST_HALF = 2, /* its page */
+	LOGGED = 64,
+	LOGGED_OFF = 64,
+};
 
 typedef _Atomic uint64_t word_t;
 
@@ -33,6 +40,7 @@ static struct rpmemfs *region;
 static word_t *memory;
 static char *logbook;
 static uint64_t seed, half;
+static uint64_t children; /* the thread that they are */
 static int fd;
 
 /* A worker is a thread between its restart points. */
@@ -42,6 +50,7 @@ struct worker {
 	uint64_t epoch;	/* the open one, when it looked last */
 	uint64_t dice;
 	bool forks;
+	bool silent;
 };
 
 static void die(const char *what, int error)
@@ -69,6 +78,10 @@ static void step(struct worker *w)
 	uint64_t words = half * WORDS;
 	uint64_t h = mix(seed ^ w->id << 48 ^ ++w->done);
 	uint64_t hot = (h >> 8) % half * WORDS;
+	uint64_t other = roll(w, MAX_THREADS);
+
+	atomic_store(&memory[WORDS + w->id * MAX_THREADS + other],
+		     atomic_load(&memory[other]));
 
 	for (uint64_t n = 1 + h % 12; n > 0; n--) {
 		h = mix(h);
@@ -76,8 +89,8 @@ static void step(struct worker *w)
 
 		if (h >> 60 < 8)
 			from = hot + h % WORDS;
-		atomic_fetch_add(&memory[WORDS + from], h | 1);
-		atomic_fetch_add(&memory[WORDS + words + to], h | 1);
+		atomic_fetch_add(&memory[FIRST_HALF * WORDS + from], h | 1);
+		atomic_fetch_add(&memory[FIRST_HALF * WORDS + words + to], h | 1);
 	}
 	atomic_store(&memory[w->id], w->done);
 }
@@ -91,37 +104,43 @@ static word_t *noted(struct worker *w, uint64_t offset)
 static void did(struct worker *w)
 {
 	atomic_store(noted(w, 0), w->done);
-	atomic_store(noted(w, 8), w->epoch); /* for the parent of a child */
 }
 
-static void restart(struct worker *w)
+/* Notes the steps that the thread had done when an epoch was sealed. */
+static void sealed(struct worker *w, uint64_t epoch)
+{
+	uint64_t at = LOGGED_OFF + epoch % LOGGED * 16;
+
+	atomic_store(noted(w, at), 0);
+	atomic_store(noted(w, at + 8), w->done);
+	atomic_store(noted(w, at), epoch);
+}
+
+/* Begins where memory says, and forgets what was noted from an epoch on. */
+static void restart(struct worker *w, uint64_t from)
 {
 	w->epoch = rpmemfs_epoch(region);
 	w->done = atomic_load(&memory[w->id]);
 	for (uint64_t i = 0; i < LOGGED; i++)
-		if (atomic_load(noted(w, LOGGED_OFF + i * 16)) >= w->epoch)
+		if (atomic_load(noted(w, LOGGED_OFF + i * 16)) >= from)
 			atomic_store(noted(w, LOGGED_OFF + i * 16), 0);
 	did(w);
+	sealed(w, w->epoch - 1);
 }
 
 /* Notes what was sealed while the thread was parked. */
 static void passed(struct worker *w, int error)
 {
 	if (error == -EOWNERDEAD) {
-		restart(w);
-		printf("lost %ju\n", (uintmax_t)w->epoch - 1);
+		restart(w, rpmemfs_committed(region) + 1);
+		if (!w->silent)
+			puts("lost");
 		return;
 	}
 	if (error)
 		die("restart point", error);
-	for (uint64_t now = rpmemfs_epoch(region); w->epoch < now; w->epoch++) {
-		uint64_t at = LOGGED_OFF + w->epoch % LOGGED * 16;
-
-		atomic_store(noted(w, at), 0);
-		atomic_store(noted(w, at + 8), w->done);
-		atomic_store(noted(w, at), w->epoch);
-	}
-	did(w);
+	for (uint64_t now = rpmemfs_epoch(region); w->epoch < now; w->epoch++)
+		sealed(w, w->epoch);
 }
 
 static void one(struct worker *w)
@@ -131,8 +150,24 @@ static void one(struct worker *w)
 	passed(w, rpmemfs_restart_point(region));
 }
 
-/* A forked child does some steps of the thread, which waits. */
-static void by_child(struct worker *w)
+/* Steps of a forked child, attached by itself. */
+static void be_child(uint64_t id, uint64_t dice)
+{
+	struct worker w = { .id = id, .dice = dice, .silent = true };
+	int error;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	error = rpmemfs_thread_register(region);
+	if (error && error != -EOWNERDEAD)
+		die("attach a child", error);
+	restart(&w, 0);
+	for (uint64_t n = roll(&w, 200); n > 0; n--)
+		one(&w);
+	rpmemfs_close(region);
+	_exit(0);
+}
+
+static void fork_one(struct worker *w)
 {
 	int status, error = rpmemfs_allow_checkpoint(region);
 
@@ -142,23 +177,13 @@ static void by_child(struct worker *w)
 
 	if (child < 0)
 		die("fork", -errno);
-	if (child == 0) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		error = rpmemfs_thread_register(region);
-		if (error && error != -EOWNERDEAD)
-			die("attach a child", error);
-		restart(w);
-		for (uint64_t n = roll(w, 20); n > 0; n--)
-			one(w);
-		rpmemfs_close(region);
-		_exit(0);
-	}
+	if (child == 0)
+		be_child(children, w->dice);
 	if (waitpid(child, &status, 0) != child || status != 0)
 		die("child", -ECHILD);
-	error = rpmemfs_prevent_checkpoint(region);
-	w->done = atomic_load(&memory[w->id]);
-	w->epoch = atomic_load(noted(w, 8));
-	passed(w, error);
+	int after = rpmemfs_prevent_checkpoint(region);
+
+	passed(w, error ? error : after);
 }
 
 static void *work(void *arg)
@@ -168,11 +193,11 @@ static void *work(void *arg)
 
 	if (error && error != -EOWNERDEAD)
 		die("register", error);
-	restart(w);
+	restart(w, 0);
 	for (;;) {
 		one(w);
 		if (w->forks && roll(w, 2000) == 0) {
-			by_child(w);
+			fork_one(w);
 		} else if (roll(w, 500) == 0) {
 			error = rpmemfs_allow_checkpoint(region);
 			if (error && error != -EOWNERDEAD)
@@ -221,7 +246,6 @@ static void *disturb(void *arg)
 
 int main(int argc, char **argv)
 {
-	enum { MAX_THREADS = 16 };
 	struct worker workers[MAX_THREADS], dice = { 0 };
 	pthread_t thread;
 	int error, book;
@@ -234,19 +258,20 @@ int main(int argc, char **argv)
 	unsigned long threads = strtoul(argv[6], NULL, 10);
 
 	if (half < 1 || threads < 1 || threads > MAX_THREADS ||
-	    first + threads > WORDS)
+	    first + threads >= MAX_THREADS)
 		return 2;
+	children = first + threads;
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	book = open(argv[2], O_RDWR | O_CLOEXEC);
 	fd = open(argv[1], O_RDWR | O_CLOEXEC);
 	if (fd < 0 || book < 0)
 		die("open", -errno);
-	logbook = mmap(NULL, WORDS * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED,
+	logbook = mmap(NULL, MAX_THREADS * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED,
 		       book, 0);
 	if (logbook == MAP_FAILED)
 		die("logbook", -errno);
 
-	struct rpmemfs_options options = { .size = (1 + 2 * half) * PAGE };
+	struct rpmemfs_options options = { .size = (FIRST_HALF + 2 * half) * PAGE };
 
 	error = rpmemfs_open(argv[1], &options, &region);
 	if (error)
@@ -262,7 +287,7 @@ int main(int argc, char **argv)
 	}
 	if (pthread_create(&thread, NULL, disturb, NULL))
 		die("thread", -EAGAIN);
-	puts("ready");
+	printf("ready %ju\n", (uintmax_t)rpmemfs_epoch(region) - 1);
 	for (;;) {
 		uint64_t epoch;
 

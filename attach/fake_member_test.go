@@ -30,14 +30,14 @@ type fakeMember struct {
 	ring   *ring.Producer
 	id     uint32
 
+	mu sync.Mutex // guards the fields below
+
 	// Hooks; nil does what the protocol says.
 	onDue   func(n uint64) (answered bool)
 	onDrain func(n uint64) (answered bool)
 	onGo    func(g *wire.Go) (answered bool)
-
 	precopy bool // copy early, at each DUE
 
-	mu            sync.Mutex // guards the fields below
 	cond          *sync.Cond // of any change
 	due, released uint64
 	epoch         uint64
@@ -172,6 +172,11 @@ func (m *fakeMember) change(f func()) {
 	m.cond.Broadcast()
 }
 
+// atDue, atDrain and atGo set the hooks.
+func (m *fakeMember) atDue(f func(n uint64) (answered bool))   { m.change(func() { m.onDue = f }) }
+func (m *fakeMember) atDrain(f func(n uint64) (answered bool)) { m.change(func() { m.onDrain = f }) }
+func (m *fakeMember) atGo(f func(g *wire.Go) (answered bool))  { m.change(func() { m.onGo = f }) }
+
 func (m *fakeMember) get(msg wire.Message) {
 	switch v := msg.(type) {
 	case *wire.Welcome:
@@ -180,22 +185,29 @@ func (m *fakeMember) get(msg wire.Message) {
 			m.due, m.released, m.tag = v.N, v.N, v.N
 		})
 	case *wire.Due:
-		if m.onDue != nil && m.onDue(v.N) {
+		var early bool
+		var hook func(uint64) bool
+		m.change(func() { hook, early = m.onDue, m.precopy })
+		if hook != nil && hook(v.N) {
 			return
 		}
-		if m.precopy {
+		if early {
 			m.copyOut(nil)
 		}
 		m.change(func() { m.due = v.N })
 		m.wg.Go(func() { m.ready(v.N) })
 	case *wire.Drain:
-		if m.onDrain != nil && m.onDrain(v.N) {
+		var hook func(uint64) bool
+		m.change(func() { hook = m.onDrain })
+		if hook != nil && hook(v.N) {
 			return
 		}
 		m.region.writeBack()
 		m.send(&wire.Drained{N: v.N})
 	case *wire.Go:
-		if m.onGo != nil && m.onGo(v) {
+		var hook func(*wire.Go) bool
+		m.change(func() { hook = m.onGo })
+		if hook != nil && hook(v) {
 			return
 		}
 		m.goOn(v)

@@ -121,6 +121,9 @@ func (r *fakeRegion) Barrier(ctx context.Context, quiesce func(context.Context, 
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if errors.Is(err, epoch.ErrPoisoned) {
+		r.poison = err
+	}
 	if err != nil {
 		for no, c := range r.sealed {
 			newerCopy(r.open, no, c)

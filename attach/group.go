@@ -56,7 +56,6 @@ func newGroup(ino uint64, region Region, cfg *Config) *group {
 		work: make(chan struct{}, 1), ended: make(chan struct{}),
 		members: make(map[uint32]*member), calls: make(map[uint64]chan outcome),
 	}
-	g.machine.interval = g.interval(ino)
 	g.machine.committed = func() uint64 { return uint64(region.Committed()) }
 	g.machine.untracked = func() bool {
 		pids := make([]int, 0, len(g.machine.seats))
@@ -69,11 +68,18 @@ func newGroup(ino uint64, region Region, cfg *Config) *group {
 	return g
 }
 
-// drive is the one way to the machine: it makes an event and carries out what the
-// machine orders.
+// drive makes an event and carries out what the machine orders.
 func (g *group) drive(event func(m *machine)) {
 	g.driveMu.Lock()
 	defer g.driveMu.Unlock()
+	g.driveLocked(event)
+	if g.machine.phase == idle || g.machine.phase == over {
+		g.poke()
+	}
+}
+
+// driveLocked is drive without waking run, which calls it itself.
+func (g *group) driveLocked(event func(m *machine)) {
 	m := &g.machine
 	event(m)
 	for i := 0; i < len(m.orders); i++ { // carrying one out may add more
@@ -84,9 +90,6 @@ func (g *group) drive(event func(m *machine)) {
 	if g.calm != nil && m.calm() {
 		close(g.calm)
 		g.calm = nil
-	}
-	if m.phase == idle || m.phase == over {
-		g.poke()
 	}
 }
 
@@ -232,8 +235,8 @@ func (g *group) take(ctx context.Context, c *member, e *ring.Entry, page []byte)
 	return g.region.Capture(ctx, e.Tag < g.sealing, e.Page, e.When, page)
 }
 
-// join adds a member; false if the group has ended.
-func (g *group) join(c *member) (joined bool) {
+// join adds a member, and tells it the interval; false if the group has ended.
+func (g *group) join(c *member, interval time.Duration) (joined bool) {
 	g.drive(func(m *machine) {
 		if m.phase == over {
 			return
@@ -242,7 +245,7 @@ func (g *group) join(c *member) (joined bool) {
 		c.group = g
 		g.serving.Add(1)
 		g.members[c.seat.id] = c
-		m.interval = g.interval(g.ino)
+		m.interval = interval
 		m.join(c.seat)
 	})
 	return joined

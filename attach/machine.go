@@ -108,8 +108,8 @@ type machine struct {
 	departed []seat // left after DONE; their rings are still being taken
 	joining  []seat // wait for the end of what is under way
 	waiting  []request
-	served   []request // of the present barrier
-	interval time.Duration
+	served   []request     // of the present barrier
+	interval time.Duration // what a new member is told
 
 	lost    bool // a member died since the last rollback began
 	drain   bool // the next barrier needs write-back

@@ -37,15 +37,16 @@ func (p *party) enter(slot int) {
 		flags = wire.RestartPoints // does not track
 	}
 	m := dial(p.t, p.path, p.r, flags, frames)
-	m.precopy = p.rng.IntN(2) == 0
+	precopy := p.rng.IntN(2) == 0
+	m.change(func() { m.precopy = precopy })
 	lates := rand.New(rand.NewPCG(p.rng.Uint64(), 0))
-	m.onDue = func(n uint64) bool {
+	m.atDue(func(n uint64) bool {
 		if lates.IntN(40) > 0 {
 			return false
 		}
 		m.send(&wire.Late{N: n, TID: 1})
 		return true
-	}
+	})
 	m.await("a welcome", func() bool { return m.welcome != nil })
 	p.mu.Lock()
 	p.slots[slot] = m

@@ -14,20 +14,39 @@ import (
 // errEnded is what callers get whose group has no members any more.
 var errEnded = errors.New("attach: no members")
 
+// maxIdle is how many intervals may pass between two epochs that nobody asked for,
+// while nothing is stored.
+const maxIdle = 8
+
 // A pace says when the next barrier that nobody asked for begins: an interval after
 // the last began, but not before that has committed, and after one that was called
-// off not before threads have run for as long as they were parked.
+// off not before threads have run for as long as they were parked. While epochs turn
+// out empty the interval grows.
 type pace struct {
 	began, ended time.Time
 	rest         time.Duration
+	idle         time.Duration // intervals until the next; 1 after an epoch with pages
 }
 
 func (p *pace) next(interval time.Duration) time.Time {
-	at := p.began.Add(interval)
+	at := p.began.Add(interval * max(p.idle, 1))
 	if end := p.ended.Add(p.rest); end.After(at) {
 		return end
 	}
 	return at
+}
+
+// over says how the barrier that began at p.began ended.
+func (p *pace) over(err error, empty bool) {
+	p.ended, p.rest = time.Now(), 0
+	switch {
+	case err != nil:
+		p.rest = p.ended.Sub(p.began)
+	case empty:
+		p.idle = min(2*max(p.idle, 1), maxIdle)
+	default:
+		p.idle = 1
+	}
 }
 
 // run begins barriers and rollbacks, one at a time, until no member is left or ctx
@@ -77,7 +96,9 @@ func (g *group) sleep(ctx context.Context, d time.Duration, work <-chan struct{}
 
 // next returns what to begin, and begins it for the machine where that is all.
 func (g *group) next(ctx context.Context, tick bool) (t task) {
-	g.drive(func(m *machine) {
+	g.driveMu.Lock()
+	defer g.driveMu.Unlock()
+	g.driveLocked(func(m *machine) {
 		if err := ctx.Err(); err != nil {
 			m.gone(fmt.Errorf("attach: stopping: %w", err), unix.EIO)
 		} else if err := g.region.Err(); err != nil && m.phase == idle && !m.lost {
@@ -101,12 +122,13 @@ func (g *group) next(ctx context.Context, tick bool) (t task) {
 func (g *group) barrier(ctx context.Context, p *pace) {
 	p.began = time.Now()
 	id, err := g.region.Barrier(ctx, g.quiesce)
-	p.ended, p.rest = time.Now(), 0
 	if err != nil {
-		p.rest = p.ended.Sub(p.began)
 		g.log.Debug("barrier", "ino", g.ino, "err", err)
 	}
-	g.drive(func(m *machine) { m.barrierDone(uint64(id), err, g.errno(err)) })
+	g.drive(func(m *machine) {
+		p.over(err, m.counters.last.empty())
+		m.barrierDone(uint64(id), err, g.errno(err))
+	})
 }
 
 // park stops the survivors of a death. It returns ErrLost when they are parked.

@@ -234,19 +234,20 @@ func (s *Server) join(ctx context.Context, wg *sync.WaitGroup, c *member, hello 
 		region.Close()
 		return err
 	}
+	interval := s.cfg.Interval(hello.Ino)
 	for {
 		s.mu.Lock()
 		g := s.groups[hello.Ino]
 		if g == nil {
 			g = newGroup(hello.Ino, region, &s.cfg)
-			g.join(c)
+			g.join(c, interval)
 			s.groups[hello.Ino] = g
 			s.mu.Unlock()
 			wg.Go(func() { s.run(ctx, g) })
 			return nil
 		}
 		s.mu.Unlock()
-		if g.join(c) {
+		if g.join(c, interval) {
 			region.Close() // the group has its own
 			return nil
 		}

@@ -197,14 +197,11 @@ func TestLate(t *testing.T) {
 	s, path := serve(t, r, nil)
 	m := join(t, path, r, parks, ring.MinFrames)
 	other := join(t, path, r, parks, ring.MinFrames)
-	late := true
-	m.onDue = func(n uint64) bool {
-		if late {
-			m.send(&wire.Late{N: n, TID: 77, Name: "slow\x1b"})
-		}
-		late = false
-		return !late && n == 1
-	}
+	m.atDue(func(n uint64) bool {
+		m.atDue(nil)
+		m.send(&wire.Late{N: n, TID: 77, Name: "slow\x1b"})
+		return true
+	})
 	m.store(0, 9)
 	if res := other.request(1, 0); res.Errno != unix.ETIMEDOUT || res.LateTID != 77 {
 		t.Errorf("got %+v", res)
@@ -217,8 +214,7 @@ func TestLate(t *testing.T) {
 	if res := other.request(2, 0); res.Errno != 0 || res.Epoch != 1 {
 		t.Errorf("got %+v", res)
 	}
-	late = true
-	m.onDue = func(n uint64) bool { m.send(&wire.Late{N: n, TID: 78}); return true }
+	m.atDue(func(n uint64) bool { m.send(&wire.Late{N: n, TID: 78}); return true })
 	_, handled, err := s.Checkpoint(t.Context(), testIno)
 	var who *LateError
 	if !handled || !errors.As(err, &who) || !errors.Is(err, ErrLate) || who.TID != 78 {
@@ -234,7 +230,7 @@ func TestSilent(t *testing.T) {
 	m := join(t, path, r, parks, ring.MinFrames)
 	other := join(t, path, r, parks, ring.MinFrames)
 	hang := make(chan struct{})
-	m.onDue = func(n uint64) bool { <-hang; return false }
+	m.atDue(func(n uint64) bool { <-hang; return false })
 	res := other.request(1, 10*time.Millisecond)
 	if res.Errno != unix.ETIMEDOUT || res.LateTID != uint32(os.Getpid()) {
 		t.Errorf("got %+v", res)
@@ -274,14 +270,14 @@ func TestDeath(t *testing.T) {
 			case "idle":
 				victim.kill()
 			case "parking":
-				victim.onDue = func(uint64) bool { return die() }
+				victim.atDue(func(uint64) bool { return die() })
 			case "draining":
 				r.set(func() { r.untracked = true })
-				victim.onDrain = func(uint64) bool { return die() }
+				victim.atDrain(func(uint64) bool { return die() })
 			case "copying":
-				victim.onGo = func(*wire.Go) bool { return die() }
+				victim.atGo(func(*wire.Go) bool { return die() })
 			case "after done":
-				victim.onGo = func(g *wire.Go) bool { victim.goOn(g); return die() }
+				victim.atGo(func(g *wire.Go) bool { victim.goOn(g); return die() })
 				want, wantMem = 0, 2
 			}
 			if phase != "idle" {
@@ -345,7 +341,7 @@ func TestDeathAndLate(t *testing.T) {
 	m.register() // a thread that does not park
 	victim.store(1, 1)
 	tries := make(chan struct{}, 100)
-	m.onDue = func(n uint64) bool {
+	m.atDue(func(n uint64) bool {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if m.threads > 0 {
@@ -354,7 +350,7 @@ func TestDeathAndLate(t *testing.T) {
 			return true
 		}
 		return false
-	}
+	})
 	victim.kill()
 	<-tries
 	<-tries
@@ -416,7 +412,7 @@ func TestRegionFails(t *testing.T) {
 	if res := m.request(9, 0); res.Errno != 0 || res.Epoch != 1 {
 		t.Errorf("got %+v", res)
 	}
-	r.set(func() { r.failNext["commit"], r.poison = epoch.ErrPoisoned, epoch.ErrPoisoned })
+	r.set(func() { r.failNext["commit"] = epoch.ErrPoisoned })
 	if _, handled, err := s.Checkpoint(t.Context(), testIno); !handled || !errors.Is(err, epoch.ErrPoisoned) {
 		t.Errorf("got %v, %v", handled, err)
 	}
@@ -442,7 +438,7 @@ func TestJoinDuringBarrier(t *testing.T) {
 	_, path := serve(t, r, nil)
 	m := join(t, path, r, parks, ring.MinFrames)
 	reached, on := make(chan struct{}), make(chan struct{})
-	m.onDue = func(n uint64) bool { close(reached); <-on; m.onDue = nil; return false }
+	m.atDue(func(n uint64) bool { close(reached); <-on; m.atDue(nil); return false })
 	m.send(&wire.Request{ID: 1})
 	<-reached
 	joiner := dial(t, path, r, parks, ring.MinFrames)
@@ -474,7 +470,7 @@ func TestMergedRequests(t *testing.T) {
 	s, path := serve(t, r, nil)
 	m := join(t, path, r, parks, ring.MinFrames)
 	reached, on := make(chan struct{}), make(chan struct{})
-	m.onDue = func(n uint64) bool { m.onDue = nil; close(reached); <-on; return false }
+	m.atDue(func(n uint64) bool { m.atDue(nil); close(reached); <-on; return false })
 	m.send(&wire.Request{ID: 1})
 	<-reached
 	for id := range uint64(20) {
@@ -508,7 +504,7 @@ func TestMergedRequests(t *testing.T) {
 	}
 	// And there is a limit.
 	reached, on = make(chan struct{}), make(chan struct{})
-	m.onDue = func(n uint64) bool { m.onDue = nil; close(reached); <-on; return false }
+	m.atDue(func(n uint64) bool { m.atDue(nil); close(reached); <-on; return false })
 	m.send(&wire.Request{ID: 100})
 	<-reached
 	for id := range uint64(maxRequests + 3) {
@@ -531,15 +527,15 @@ func TestProtocolErrors(t *testing.T) {
 		"READY too early": func(m *fakeMember) { m.send(&wire.Ready{N: 1}) },
 		"DONE too early":  func(m *fakeMember) { m.send(&wire.Done{N: 1}) },
 		"DONE for READY": func(m *fakeMember) {
-			m.onDue = func(n uint64) bool { m.send(&wire.Done{N: n}); return true }
+			m.atDue(func(n uint64) bool { m.send(&wire.Done{N: n}); return true })
 			m.send(&wire.Request{ID: 1})
 		},
 		"beyond the ring": func(m *fakeMember) {
-			m.onGo = func(g *wire.Go) bool { m.send(&wire.Done{N: g.N, Upto: 1 << 40}); return true }
+			m.atGo(func(g *wire.Go) bool { m.send(&wire.Done{N: g.N, Upto: 1 << 40}); return true })
 			m.send(&wire.Request{ID: 1})
 		},
 		"an empty position": func(m *fakeMember) {
-			m.onGo = func(g *wire.Go) bool { m.send(&wire.Done{N: g.N, Upto: 5}); return true }
+			m.atGo(func(g *wire.Go) bool { m.send(&wire.Done{N: g.N, Upto: 5}); return true })
 			m.send(&wire.Request{ID: 1})
 		},
 	} {
@@ -580,10 +576,10 @@ func TestHostileEntries(t *testing.T) {
 		binary.LittleEndian.PutUint64(d[24:], e.Tag)
 		binary.LittleEndian.PutUint64(d, uint64(i+1))
 	}
-	m.onGo = func(g *wire.Go) bool {
+	m.atGo(func(g *wire.Go) bool {
 		m.send(&wire.Done{N: g.N, Upto: uint64(len(entries)), PauseNs: 1<<64 - 1})
 		return true
-	}
+	})
 	if res := m.request(1, 1<<63-1); res.Errno != 0 {
 		t.Errorf("got %+v", res)
 	}
@@ -653,7 +649,7 @@ func TestStop(t *testing.T) {
 	go func() { done <- s.Serve(ctx, l) }()
 	m := join(t, path, r, parks, ring.MinFrames)
 	reached := make(chan struct{})
-	m.onDue = func(uint64) bool { close(reached); return true }
+	m.atDue(func(uint64) bool { close(reached); return true })
 	call := make(chan error, 1)
 	go func() { _, _, err := s.Checkpoint(t.Context(), testIno); call <- err }()
 	<-reached

@@ -55,6 +55,9 @@ func (b *Barrier) add(d *wire.Done) {
 	b.Copy = max(b.Copy, duration(d.CopyNs))
 }
 
+// empty reports whether no member stored anything.
+func (b *Barrier) empty() bool { return !b.Drained && b.Precopied == 0 && b.Copied == 0 }
+
 // duration is a member's word for nanoseconds.
 func duration(ns uint64) time.Duration { return time.Duration(min(ns, math.MaxInt64)) }
 

@@ -177,10 +177,10 @@ type item struct {
 func makeItems(rng *rand.Rand, n int) map[string]item {
 	items := make(map[string]item, n)
 	for len(items) < n {
-		size := rng.IntN(700)
-		switch {
-		case len(items) < 4:
-			size = 600_000 + rng.IntN(400_000)
+		key, size := fmt.Sprintf("key:%d", rng.IntN(2*memcachedKeys)), rng.IntN(700)
+		switch large := len(items); {
+		case large < 4:
+			key, size = fmt.Sprintf("large:%d", large), 600_000+rng.IntN(400_000)
 		case rng.IntN(200) == 0:
 			size = rng.IntN(50_000)
 		}
@@ -188,7 +188,7 @@ func makeItems(rng *rand.Rand, n int) map[string]item {
 		for i := range value {
 			value[i] = byte(rng.Uint32())
 		}
-		items[fmt.Sprintf("key:%d", rng.IntN(2*memcachedKeys))] = item{rng.Uint32(), value}
+		items[key] = item{rng.Uint32(), value}
 	}
 	return items
 }
@@ -206,7 +206,8 @@ type memcached struct {
 func newMemcached(t *testing.T) *memcached {
 	t.Helper()
 	need(t, "memcached")
-	m := newMount(t, fastDir(t), "--size", "1GiB")
+	// Daemons that die young leave their grants half empty.
+	m := newMount(t, fastDir(t), "--size", "4GiB")
 	s := &memcached{t: t, m: m, run: filepath.Join(m.dir, "run", "memcached")}
 	must(t, os.Mkdir(filepath.Dir(s.run), 0o755))
 	m.run("mkdir", m.path("cache"))

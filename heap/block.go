@@ -96,7 +96,7 @@ func (c *central) find(off uint64) (block, error) { return c.m.find(c.s.size, of
 // find is memory.find without the lock.
 func (h *Heap) find(off Offset) (memory, block, error) {
 	m := h.mapped(off)
-	b, err := m.find(min(m.load64(sizeAt), uint64(len(m))), uint64(off))
+	b, err := m.find(uint64(len(m)), uint64(off))
 	return m, b, err
 }
 

@@ -17,10 +17,18 @@ type Offset uint64
 // Options say how a heap is created or opened.
 type Options struct {
 	// Grow makes the region at least size bytes large, new bytes zero, and returns
-	// all of its bytes, from the same address on. It is also called when another
-	// process made the region larger, which then is so large already. It is
-	// called with the heap's lock held and must not wait for a restart point. nil:
-	// the region stays as large as it is.
+	// all of its bytes, from the same address on. The region may be so large
+	// already, since another process grew it, or have been so large before, since a
+	// rollback takes growth back. Grow is called with the heap's lock held and
+	// must not wait for a restart point. nil: the region stays as large as it is.
+	// For a client.Region r it is
+	//
+	//	func(size uint64) ([]byte, error) {
+	//		if err := r.Grow(int64(size)); err != nil {
+	//			return nil, err
+	//		}
+	//		return r.Bytes(), nil
+	//	}
 	Grow func(size uint64) ([]byte, error)
 
 	// Owners tell the processes that use the heap apart; see FileOwners. nil: no
@@ -258,16 +266,19 @@ func (h *Heap) SetRoot(off Offset) error {
 // view returns the region's bytes as far as they are mapped here.
 func (h *Heap) view() memory { return *h.mem.Load() }
 
-// mapped returns the region's bytes, those that another process added too if off is
-// one of them.
+// mapped returns the bytes that the heap uses, those that another process added
+// too if off is one of them. A rollback may have taken some back that are still
+// mapped here, but do not exist.
 func (h *Heap) mapped(off Offset) memory {
 	m := h.view()
-	if size := m.load64(sizeAt); uint64(off) >= uint64(len(m)) && uint64(off) < size {
-		if h.catchUp() == nil {
-			m = h.view()
-		}
+	size := m.load64(sizeAt)
+	if uint64(off) >= uint64(len(m)) && uint64(off) < size && h.catchUp() == nil {
+		m = h.view()
 	}
-	return m
+	if size < minSize {
+		return nil // damaged; what takes the lock says so
+	}
+	return m[:min(size, uint64(len(m)))]
 }
 
 // catchUp maps what other processes added to the region.
@@ -280,14 +291,15 @@ func (h *Heap) catchUp() error {
 }
 
 // extend makes at least size bytes of the region usable here. It is called with
-// the heap's lock held, or before the heap is open.
+// the heap's lock held, or before the heap is open. It asks even if so many are
+// mapped: a rollback takes growth back.
 func (h *Heap) extend(size uint64) error {
 	old := h.view()
-	if size <= uint64(len(old)) {
-		return nil
-	}
 	if h.grow == nil {
-		return fmt.Errorf("the region has %d bytes and cannot grow", len(old))
+		if size > uint64(len(old)) {
+			return fmt.Errorf("the region has %d bytes and cannot grow", len(old))
+		}
+		return nil
 	}
 	b, err := h.grow(size)
 	if err != nil {

@@ -235,6 +235,40 @@ func (m *model) openCopy(t *testing.T, r *region) {
 	}
 }
 
+// A rollback takes the growth of the region back too, under an open heap.
+func TestRollbackOfGrowth(t *testing.T) {
+	r := newRegion(t, 8<<20, 256<<20)
+	h := r.create(t, heap.Options{})
+	kept, err := h.Alloc(100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := newRegion(t, r.size, r.size)
+	copyNonzero(before.bytes(), r.bytes())
+
+	gone, err := h.Alloc(50 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(r.bytes())
+	r.size = before.size
+	copyNonzero(r.bytes(), before.bytes())
+
+	if s := sound(t, h); s.LiveBlocks != 1 {
+		t.Errorf("%d blocks in use after the rollback, want 1", s.LiveBlocks)
+	}
+	if b := h.Bytes(gone+40<<20, 1); b != nil {
+		t.Error("bytes that were taken back are handed out")
+	}
+	if again, err := h.Alloc(50 << 20); err != nil || again != gone || r.size < 50<<20 {
+		t.Errorf("again: got %#x, %v, in a region of %d bytes; want %#x", again, err, r.size, gone)
+	}
+	if err := h.Free(kept); err != nil {
+		t.Error(err)
+	}
+	sound(t, h)
+}
+
 // copyNonzero copies a region without touching what is zero.
 func copyNonzero(to, from []byte) {
 	zero := make([]byte, 1<<16)

@@ -95,11 +95,8 @@ static int hear_welcome(struct rpmemfs *r)
 	if (w->error)
 		return w->error;
 	r->member.tag = w->n;
-	r->sealed = w->epoch;
 	atomic_store(&r->committed, w->epoch);
 	atomic_store(&r->open, w->epoch + 1);
-	atomic_store(&r->lost_from, 0);
-	atomic_store(&r->lost_to, 0);
 	return 0;
 }
 

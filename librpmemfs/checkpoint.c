@@ -116,17 +116,10 @@ int rpmemfs_checkpoint(struct rpmemfs *r, unsigned flags, uint64_t *epoch)
 	return finish(r, self, stay, error);
 }
 
-/* lost reports whether an epoch went with another program. */
-static bool lost(struct rpmemfs *r, uint64_t epoch)
-{
-	return epoch >= atomic_load(&r->lost_from) &&
-	       epoch <= atomic_load(&r->lost_to);
-}
-
 int rpmemfs_wait_durable(struct rpmemfs *r, uint64_t epoch,
 			 const struct timespec *timeout)
 {
-	uint64_t deadline = NEVER;
+	uint64_t deadline = NEVER, losses;
 	struct thread *self;
 	bool stay;
 	int error = attached(r);
@@ -141,23 +134,20 @@ int rpmemfs_wait_durable(struct rpmemfs *r, uint64_t epoch,
 	if (timeout && timeout->tv_sec < INT32_MAX)
 		deadline = after_ns((uint64_t)timeout->tv_sec * SEC +
 				    (uint64_t)timeout->tv_nsec);
-	if (lost(r, epoch))
-		return -EOWNERDEAD;
-	if (atomic_load(&r->committed) >= epoch)
-		return 0;
 	self = begin(r, &stay);
+	/* A thread that was not told of a loss means an epoch from before. */
+	losses = self ? self->losses : atomic_load(&r->threads.losses);
 	for (;;) {
 		uint32_t gate = atomic_load(&r->threads.gate);
 
-		/* Lost or committed before the daemon went. */
-		if (lost(r, epoch)) {
+		uint64_t committed = atomic_load(&r->committed);
+
+		/* Then losses: the number may have been used again. */
+		if (atomic_load(&r->threads.losses) != losses)
 			error = -EOWNERDEAD;
-			break;
-		}
-		if (atomic_load(&r->committed) >= epoch)
-			break;
-		error = atomic_load(&r->threads.error);
-		if (error)
+		else if (committed < epoch)
+			error = atomic_load(&r->threads.error);
+		if (error || committed >= epoch)
 			break;
 		if (!pause_for_news(r, gate, deadline)) {
 			error = -ETIMEDOUT;

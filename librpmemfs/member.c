@@ -14,14 +14,13 @@
 
 void member_serve(struct rpmemfs *r, uint64_t epoch)
 {
-	r->sealed = atomic_load(&r->open);
-	atomic_store(&r->open, (r->sealed > epoch ? r->sealed : epoch) + 1);
+	atomic_store(&r->open, epoch + 1);
 	pthread_mutex_lock(&r->lock);
 	for (struct request *q = r->requests; q; q = q->next) {
 		if (q->served || q->seals >= r->seals)
 			continue;
 		q->served = true;
-		q->epoch = r->sealed;
+		q->epoch = epoch;
 	}
 	pthread_mutex_unlock(&r->lock);
 }
@@ -44,23 +43,22 @@ static void on_result(struct rpmemfs *r, const struct wire_result *m)
 	threads_news(&r->threads, INT_MAX);
 }
 
-/* on_committed: what was sealed last is durable. It comes before the next GO. */
-static void on_committed(struct rpmemfs *r)
+static void on_committed(struct rpmemfs *r, uint64_t epoch)
 {
-	atomic_store(&r->committed, r->sealed);
+	atomic_store(&r->committed, epoch);
+	if (atomic_load(&r->open) <= epoch)
+		atomic_store(&r->open, epoch + 1);
 	threads_news(&r->threads, INT_MAX);
 }
 
 /* on_lost: the daemon has rolled back while all threads of all members were
  * parked; RELEASE follows. */
-static void on_lost(struct rpmemfs *r)
+static void on_lost(struct rpmemfs *r, uint64_t epoch)
 {
-	uint64_t last = atomic_load(&r->open);
-
-	atomic_store(&r->lost_from, atomic_load(&r->committed) + 1);
-	atomic_store(&r->lost_to, last);
-	atomic_store(&r->open, last + 1);
+	/* losses first: who sees the numbers used again sees it too. */
 	atomic_fetch_add(&r->threads.losses, 1);
+	atomic_store(&r->committed, epoch);
+	atomic_store(&r->open, epoch + 1);
 	/* What the kernel dropped from its cache is no longer armed. */
 	if (r->member.state == PARKED && atomic_load(&r->capture.tracks))
 		track_arm(&r->capture.track, map_size(r));
@@ -88,10 +86,10 @@ static int dispatch(struct rpmemfs *r, const void *m, int type)
 		on_result(r, m);
 		return 0;
 	case WIRE_COMMITTED:
-		on_committed(r);
+		on_committed(r, ((const struct wire_committed *)m)->epoch);
 		return 0;
 	case WIRE_LOST:
-		on_lost(r);
+		on_lost(r, ((const struct wire_lost *)m)->epoch);
 		return 0;
 	case WIRE_GONE:
 		return -EIO;

@@ -47,15 +47,10 @@ struct member {
 struct rpmemfs {
 	struct threads threads;	/* first: its first line is the hot one */
 
-	/*
-	 * Epochs are counted here: the daemon uses the number of an epoch again
-	 * if nothing was stored in it, or if it was lost. Ours are at least as
-	 * large as its, and never used twice. The helper thread writes them.
-	 */
-	_Atomic uint64_t open;	/* the open epoch */
-	_Atomic uint64_t committed; /* all up to it are durable, or lost */
-	_Atomic uint64_t lost_from, lost_to; /* the last that were lost */
-	uint64_t sealed;	/* the last one sealed; the helper's own */
+	/* The daemon's numbers of epochs; the helper thread writes them. That of
+	 * a lost epoch is used again. */
+	_Atomic uint64_t open;
+	_Atomic uint64_t committed;
 
 	int fd;
 	uint64_t ino;
@@ -111,8 +106,8 @@ void abandon(struct rpmemfs *r);
 /* member.c */
 
 void *member_run(void *region);
-/* member_serve begins a new epoch, and tells requests that the barrier is over
- * that sealed the last one, which the daemon calls epoch. */
+/* member_serve begins the epoch after the sealed one, and tells requests that
+ * the barrier is over. */
 void member_serve(struct rpmemfs *r, uint64_t epoch);
 
 /* barrier.c: each handles a message and returns 0 or the error by which the

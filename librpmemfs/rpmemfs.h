@@ -219,18 +219,13 @@ int rpmemfs_checkpoint(struct rpmemfs *region, unsigned flags, uint64_t *epoch);
  *
  *	-ETIMEDOUT	not committed yet
  *	-EINVAL		no such epoch has begun
- *	-EOWNERDEAD	also: this epoch was lost, whoever was told before
  */
 int rpmemfs_wait_durable(struct rpmemfs *region, uint64_t epoch,
 			 const struct timespec *timeout);
 
-/*
- * rpmemfs_epoch is the number of the open epoch: what the calling thread stores
+/* rpmemfs_epoch is the number of the open epoch: what the calling thread stores
  * between here and its next restart point is durable when rpmemfs_committed
- * has reached it, unless it was lost. Numbers are this program's own, since it
- * opened the region: those that rpmemctl shows leave out epochs in which
- * nothing was stored.
- */
+ * has reached it. The number of a lost epoch is used again. */
 uint64_t rpmemfs_epoch(struct rpmemfs *region);
 uint64_t rpmemfs_committed(struct rpmemfs *region);
 

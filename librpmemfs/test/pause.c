@@ -43,11 +43,16 @@ static void *storer(void *arg)
 {
 	struct load *l = arg;
 	uint8_t *base = rpmemfs_base(l->region);
-	uint64_t begun = now_ns(), rng = l->pages, stores = 0;
+	uint64_t last = now_ns(), rng = l->pages, stores = 0;
 
 	while (!atomic_load(&l->stop)) {
-		uint64_t want = (now_ns() - begun) * l->pages / l->epoch_ns;
+		uint64_t now = now_ns(), want;
 
+		/* Nothing is made up for after a pause. */
+		want = (now - last < MSEC ? now - last : MSEC) * l->pages;
+		want = stores + want / l->epoch_ns;
+		if (want > stores)
+			last = now;
 		for (; stores < want; stores++) {
 			base[draw(&rng) % (gib / 4096) * 4096]++;
 			CHECK_ERROR(rpmemfs_restart_point(l->region), 0);
@@ -101,12 +106,14 @@ static void measure(struct rpmemfs *r, uint64_t pages, uint64_t epoch_ns)
 int main(int argc, char **argv)
 {
 	struct fake *f = argc > 1 ? NULL : fake_start(gib);
-	struct rpmemfs_options opt = { .flags = RPMEMFS_CREATE, .size = gib };
+	struct rpmemfs_options opt = {
+		.flags = RPMEMFS_CREATE, .size = gib,
+		.timeout_ns = UINT64_C(10) * SEC,
+	};
 	struct rpmemfs *r;
 	volatile uint8_t *p;
 
 	setlinebuf(stdout);
-
 	CHECK_ERROR(rpmemfs_open(f ? fake_path(f) : argv[1], &opt, &r), 0);
 	if (f)
 		fake_set(f, (struct fake_faults){ .blind = true });

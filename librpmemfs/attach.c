@@ -64,7 +64,8 @@ static int say_hello(struct rpmemfs *r)
 	struct wire_hello hello = {
 		WIRE_HEADER(WIRE_HELLO, hello),
 		.ino = r->ino,
-		.flags = WIRE_RESTART_POINTS,
+		.flags = r->commit_only ? WIRE_COMMIT_ONLY :
+					  WIRE_RESTART_POINTS,
 		.frames = r->capture.ring.frames,
 	};
 

@@ -94,10 +94,52 @@ static int precopy(struct rpmemfs *r)
 	return 0;
 }
 
+/* name_of reads the name of a thread of this process. */
+static void name_of(pid_t tid, char name[WIRE_NAME])
+{
+	char path[48];
+	ssize_t n = -1;
+	int fd;
+
+	memset(name, 0, WIRE_NAME);
+	snprintf(path, sizeof(path), "/proc/self/task/%d/comm", (int)tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	n = read(fd, name, WIRE_NAME);	/* 15 bytes and a line feed */
+	close(fd);
+	if (n > 0)
+		memset(name + n - 1, 0, WIRE_NAME - (size_t)n + 1);
+}
+
+/* say_late asks the daemon to call the barrier off. */
+static int say_late(struct rpmemfs *r, pid_t tid)
+{
+	struct member *m = &r->member;
+	struct wire_late late = { WIRE_HEADER(WIRE_LATE, late), .n = m->n };
+
+	m->late_at = NEVER;
+	name_of(tid, late.name);
+	late.tid = (uint32_t)tid;
+	pthread_mutex_lock(&r->lock);
+	r->stats.late_tid = late.tid;
+	memcpy(r->stats.late_name, late.name, WIRE_NAME);
+	pthread_mutex_unlock(&r->lock);
+	return wire_send(r->sock, &late, -1);
+}
+
+void barrier_go_on(struct rpmemfs *r)
+{
+	if (r->member.stopped)
+		r->quiescer->go_on(r);
+	r->member.stopped = false;
+}
+
 int barrier_due(struct rpmemfs *r, uint64_t n, uint64_t timeout_ns)
 {
 	struct member *m = &r->member;
 	uint64_t late_at = after_ns(timeout_ns);
+	pid_t late;
 	int error;
 
 	if (m->state != IDLE)
@@ -108,6 +150,8 @@ int barrier_due(struct rpmemfs *r, uint64_t n, uint64_t timeout_ns)
 	m->missed = 0;
 	m->stats = (struct rpmemfs_stats){ 0 };
 	error = precopy(r);
+	if (!error && atomic_load(&r->leaky))
+		error = untracked(r);
 	if (error)
 		return error;
 	m->state = PARKING;
@@ -115,6 +159,11 @@ int barrier_due(struct rpmemfs *r, uint64_t n, uint64_t timeout_ns)
 	m->answer_by = late_at < NEVER - GRACE_NS ? late_at + GRACE_NS : NEVER;
 	m->since = now_ns();
 	m->number = threads_raise(&r->threads);
+	if (r->quiescer) {
+		if (r->quiescer->stop(r, &late))
+			return say_late(r, late);
+		m->stopped = true;
+	}
 	return barrier_arrived(r);
 }
 
@@ -144,40 +193,14 @@ int barrier_arrived(struct rpmemfs *r)
 	return error ? missed(r, error) : 0;
 }
 
-/* name_of reads the name of a thread of this process. */
-static void name_of(pid_t tid, char name[WIRE_NAME])
-{
-	char path[48];
-	ssize_t n = -1;
-	int fd;
-
-	memset(name, 0, WIRE_NAME);
-	snprintf(path, sizeof(path), "/proc/self/task/%d/comm", (int)tid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return;
-	n = read(fd, name, WIRE_NAME);	/* 15 bytes and a line feed */
-	close(fd);
-	if (n > 0)
-		memset(name + n - 1, 0, WIRE_NAME - (size_t)n + 1);
-}
-
 int barrier_late(struct rpmemfs *r)
 {
 	struct member *m = &r->member;
-	struct wire_late late = { WIRE_HEADER(WIRE_LATE, late), .n = m->n };
 	pid_t tid = 0;
 
 	if (threads_parked(&r->threads, m->number, &tid))
 		return barrier_arrived(r);
-	m->late_at = NEVER;
-	name_of(tid, late.name);
-	late.tid = (uint32_t)tid;
-	pthread_mutex_lock(&r->lock);
-	r->stats.late_tid = late.tid;
-	memcpy(r->stats.late_name, late.name, WIRE_NAME);
-	pthread_mutex_unlock(&r->lock);
-	return wire_send(r->sock, &late, -1);
+	return say_late(r, tid);
 }
 
 int barrier_drain(struct rpmemfs *r, uint64_t n)
@@ -245,6 +268,7 @@ static void release(struct rpmemfs *r, uint64_t epoch)
 	account(r);
 	member_serve(r, epoch);
 	threads_release(&r->threads);
+	barrier_go_on(r);
 }
 
 int barrier_go(struct rpmemfs *r, const struct wire_go *go)
@@ -299,6 +323,7 @@ static int called_off(struct rpmemfs *r, int error)
 	r->stats.called_off++;
 	pthread_mutex_unlock(&r->lock);
 	threads_release(&r->threads);
+	barrier_go_on(r);
 	/* What the scan took off the kernel's list is on no other. */
 	r->capture.tag = m->tag;
 	error = found ? capture_copy(&r->capture, false) : 0;

@@ -143,8 +143,11 @@ void *member_run(void *region)
 	void *buffer = aligned_alloc(8, WIRE_MAX);
 	int error = buffer ? 0 : -ENOMEM;
 
+	if (r->quiescer)
+		r->quiescer->join();
 	while (!error && !atomic_load(&r->stop))
 		error = look(r, buffer);
+	barrier_go_on(r);
 	if (error) {
 		/* Whatever went wrong, this process no longer takes part: for
 		 * its threads the daemon is gone. Closing tells the daemon. */
@@ -154,6 +157,8 @@ void *member_run(void *region)
 		(void)wire_send(r->sock, &bye, -1);
 	}
 	free(buffer);
+	if (r->quiescer)
+		r->quiescer->leave();
 	atomic_store(&r->ended, 1);
 	futex_wake(&r->ended, INT_MAX);
 	return NULL;

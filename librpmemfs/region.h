@@ -25,6 +25,17 @@ struct request {
 	struct request *next;
 };
 
+/* A quiescer stops the threads of a program that has no restart points. */
+struct quiescer {
+	/* The helper thread begins with join, and ends with leave. */
+	void (*join)(void);
+	void (*leave)(void);
+	/* stop is called when a barrier is due; an error: thread *late did not
+	 * stop, and all others go on. go_on follows if it is 0. */
+	int (*stop)(struct rpmemfs *r, pid_t *late);
+	void (*go_on)(struct rpmemfs *r);
+};
+
 /*
  * A member is the state of the barrier going on; only the helper thread uses
  * it. IDLE -> (DUE) PARKING -> (all threads parked) PARKED -> (GO) COPIED ->
@@ -40,6 +51,7 @@ struct member {
 	uint64_t answer_by;	/* when the daemon is given up */
 	uint64_t since;		/* when it was raised for the threads */
 	bool released;		/* by GO already */
+	bool stopped;		/* threads, by the quiescer */
 	int missed;		/* errno: pages were not captured */
 	struct rpmemfs_stats stats; /* of this barrier */
 };
@@ -58,6 +70,10 @@ struct rpmemfs {
 	uint64_t reserve;	/* bytes mapped at base */
 	uint64_t timeout_ns;	/* of requests */
 	bool no_precopy;
+	bool commit_only;	/* a preloaded program: its threads do not park, */
+	const struct quiescer *quiescer; /* but may be stopped by this, or NULL */
+	/* Stores escape the tracking: the kernel writes back at each barrier. */
+	_Atomic bool leaky;
 
 	/* The attachment, made anew in a forked child. */
 	int sock;
@@ -118,6 +134,8 @@ int barrier_late(struct rpmemfs *r);
 int barrier_drain(struct rpmemfs *r, uint64_t n);
 int barrier_go(struct rpmemfs *r, const struct wire_go *go);
 int barrier_release(struct rpmemfs *r, const struct wire_release *release);
+/* barrier_go_on lets the threads of a preloaded program run again. */
+void barrier_go_on(struct rpmemfs *r);
 
 /* restart.c */
 

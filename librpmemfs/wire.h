@@ -47,7 +47,7 @@ enum wire_type {
 };
 
 /* Flags of hello. */
-enum { WIRE_TRACKS = 1, WIRE_RESTART_POINTS = 2 };
+enum { WIRE_TRACKS = 1, WIRE_RESTART_POINTS = 2, WIRE_COMMIT_ONLY = 4 };
 
 struct wire_header {
 	uint32_t magic;

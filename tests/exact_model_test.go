@@ -189,7 +189,8 @@ func (l *logbook) from(thread int, first, last uint64) (steps []uint64) {
 // find reports whether there is an epoch, from one on, at which threads had done so
 // many steps. It also returns the last epoch that may have been sealed.
 func (l *logbook) find(threads []int, counts []uint64, from uint64) (last uint64, ok bool) {
-	var epochs []uint64
+	epochs := []uint64{from}
+	last = from
 	for _, t := range threads {
 		for i := range uint64(logged) {
 			if e, _ := l.entry(t, i); *e >= from {

@@ -121,6 +121,12 @@ func (m *fakeMember) await(what string, cond func() bool) {
 	}
 }
 
+// told returns how often the member got LOST.
+func (m *fakeMember) told() (n int) {
+	m.change(func() { n = m.losses })
+	return n
+}
+
 func (m *fakeMember) send(msg wire.Message) {
 	b, err := wire.Append(nil, msg)
 	if err != nil {

@@ -247,6 +247,13 @@ func (r *fakeRegion) Err() error {
 	return r.poison
 }
 
+// peek returns the first byte of a page of memory.
+func (r *fakeRegion) peek(page int) byte {
+	r.memMu.RLock()
+	defer r.memMu.RUnlock()
+	return r.mem[page*ring.PageSize]
+}
+
 // image returns what is committed.
 func (r *fakeRegion) image() []byte {
 	r.mu.Lock()

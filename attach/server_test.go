@@ -49,9 +49,11 @@ func serve(t *testing.T, r *fakeRegion, interval func(uint64) time.Duration) (*S
 		case <-time.After(patience):
 			t.Error("the server does not end")
 		}
-		if r.attached != 0 {
-			t.Errorf("%d attachments left", r.attached)
-		}
+		r.set(func() {
+			if r.attached != 0 {
+				t.Errorf("%d attachments left", r.attached)
+			}
+		})
 	})
 	return s, path
 }
@@ -286,8 +288,8 @@ func TestDeath(t *testing.T) {
 				}
 			}
 			m.await("LOST", func() bool { return m.losses == 1 && m.calledOff[unix.EOWNERDEAD] == 1 })
-			if r.mem[2*ring.PageSize] != wantMem || r.mem[ring.PageSize] != wantMem/2 {
-				t.Errorf("memory: %d, %d", r.mem[ring.PageSize], r.mem[2*ring.PageSize])
+			if a, b := r.peek(1), r.peek(2); b != wantMem || a != wantMem/2 {
+				t.Errorf("memory: %d, %d", a, b)
 			}
 			r.set(func() { r.untracked = false })
 			m.store(2, 7)
@@ -298,8 +300,8 @@ func TestDeath(t *testing.T) {
 				t.Errorf("committed %d", b[2*ring.PageSize])
 			}
 			st, _ := s.Status(testIno)
-			if len(st.Members) != 1 || st.Rollbacks != 1 || m.losses != 1 {
-				t.Errorf("%d members, %d rollbacks, told %d times", len(st.Members), st.Rollbacks, m.losses)
+			if len(st.Members) != 1 || st.Rollbacks != 1 || m.told() != 1 {
+				t.Errorf("%d members, %d rollbacks, told %d times", len(st.Members), st.Rollbacks, m.told())
 			}
 		})
 	}
@@ -320,13 +322,13 @@ func TestDeathOfTheLast(t *testing.T) {
 		t.Errorf("%d rollbacks when settled", rollbacks)
 	}
 	next := join(t, path, r, parks, ring.MinFrames)
-	if r.mem[ring.PageSize] != 0 {
+	if r.peek(1) != 0 {
 		t.Error("a new member sees what was lost")
 	}
 	if res := next.request(1, 0); res.Errno != 0 {
 		t.Errorf("got %+v", res)
 	}
-	if next.losses != 0 {
+	if next.told() != 0 {
 		t.Error("told of a loss before its time")
 	}
 }
@@ -370,7 +372,7 @@ func TestDeathAndLate(t *testing.T) {
 		t.Fatal("the member is out")
 	}
 	joiner.await("a welcome", func() bool { return joiner.welcome != nil && joiner.welcome.Errno == 0 })
-	if joiner.losses != 0 {
+	if joiner.told() != 0 {
 		t.Error("the joiner was told of a loss before its time")
 	}
 }
@@ -583,9 +585,11 @@ func TestHostileEntries(t *testing.T) {
 	if res := m.request(1, 1<<63-1); res.Errno != 0 {
 		t.Errorf("got %+v", res)
 	}
-	if r.captures != 2 {
-		t.Errorf("%d pages captured, want 2", r.captures)
-	}
+	r.set(func() {
+		if r.captures != 2 {
+			t.Errorf("%d pages captured, want 2", r.captures)
+		}
+	})
 }
 
 // Refusals.
@@ -661,7 +665,9 @@ func TestStop(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	m.await("GONE", func() bool { return m.gone == unix.EIO && m.eof })
-	if r.attached != 0 {
-		t.Errorf("%d attachments left", r.attached)
-	}
+	r.set(func() {
+		if r.attached != 0 {
+			t.Errorf("%d attachments left", r.attached)
+		}
+	})
 }

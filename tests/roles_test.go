@@ -12,4 +12,5 @@ var roles = map[string]func(args []string) error{
 	"scan":     roleScan,
 	"exact":    roleExact,
 	"truncate": roleTruncate,
+	"heap":     roleHeap,
 }

@@ -73,7 +73,7 @@ func (m *machine) checkReady() {
 	case !m.all(func(s *seat) bool { return s.ready }):
 	case m.lost, len(m.seats) == 0:
 		m.again()
-	case m.drain || m.untracked() || !m.all(func(s *seat) bool { return s.flags&wire.Tracks != 0 }):
+	case m.untracked() || m.drain || !m.all(func(s *seat) bool { return s.flags&wire.Tracks != 0 }):
 		m.phase = draining
 		m.drain, m.drained = false, true
 		m.drainer = m.seats[0].id

@@ -486,3 +486,14 @@ func BenchmarkReplace(b *testing.B) {
 		}
 	}
 }
+
+func BenchmarkGet(b *testing.B) {
+	h := newRegion(b, 8<<20, 1<<30).create(b, heap.Options{})
+	p, err := heap.New[node](h)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		p.Get(h).Key[0]++
+	}
+}

@@ -50,7 +50,7 @@ func NewArray[T any](a Allocator, n uint64) (Ptr[T], error) {
 }
 
 // Get returns the T in place, to read and to store to, as long as it is not
-// freed. It returns nil for the zero Ptr, and if the T would not lie inside of
+// freed: a loop looks it up once. It returns nil for the zero Ptr, and if the T would not lie inside of
 // the heap, aligned, or may not lie in one. What the bytes mean is the caller's
 // business: offsets that are not followed through Get, Array or Bytes are
 // checked by nobody.

@@ -215,19 +215,21 @@ func (im *Image) Release(slots ...Slot) {
 }
 
 // sweepFirstSlots is how large a region may be for an allocation to wait for the
-// first sweep instead of asking the pool for more.
+// first sweep instead of asking the pool for more. One that has more than twice what
+// its pages need waits too, or it would grow with every crash.
 const sweepFirstSlots = 16 << 10
 
-// provide sees to it that n slots are free: by the sweep that is due if the
-// region is small, else by a grant.
+// provide sees to it that n slots are free: by the sweep that is due if that is
+// quick or pays, else by a grant.
 func (im *Image) provide(ctx context.Context, n uint64) error {
 	im.mu.Lock()
 	free, granted, sweep, unfreed := im.slots.free, im.slots.granted, im.sweepDue, im.unfreed
+	first := granted <= sweepFirstSlots || granted > 2*im.table.pages
 	im.mu.Unlock()
 	if free >= n {
 		return nil
 	}
-	swept := sweep && granted <= sweepFirstSlots && im.trySweep(ctx)
+	swept := sweep && first && im.trySweep(ctx)
 	err := im.grant(ctx, n)
 	if !swept && (sweep || unfreed > 0) && errors.Is(err, ErrNoSpace) && im.trySweep(ctx) {
 		// The pool was full, but what this region no longer uses was not yet known.

@@ -180,3 +180,44 @@ func TestAdoptMeetsGrant(t *testing.T) {
 		}
 	}
 }
+
+// A writer that is killed again and again before it could sweep does not take more
+// and more from the pool.
+func TestCrashesDoNotGrowARegion(t *testing.T) {
+	const pages = 20_000
+	s := &shared{memory: newMemory(400_000)}
+	write := func(im *region.Image, from, n uint64) {
+		runs, err := im.Alloc(t.Context(), n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		page := make([]byte, region.PageSize)
+		c := region.Change{Size: pages * region.PageSize, Cut: region.NoPage}
+		for _, r := range runs {
+			for slot := r.Start; slot < r.End(); slot++ {
+				c.Pages = append(c.Pages, region.PageChange{Page: from, Slot: slot, CRC: region.Checksum(page)})
+				from++
+			}
+		}
+		for _, p := range c.Pages {
+			if err := s.Write(t.Context(), page, p.Slot.Offset()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := im.Commit(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(s.open(t, 1), 0, pages)
+	for gen := range uint64(30) {
+		im := s.open(t, 2+gen)
+		if _, err := im.Alloc(t.Context(), 10_000); err != nil { // an open epoch that is lost
+			t.Fatal(err)
+		}
+		write(im, gen*31%19_000, 1000)
+	}
+	im := s.open(t, 200)
+	if granted, _ := im.Space(); granted > 3*pages {
+		t.Errorf("%d slots granted for %d pages after 30 crashes", granted, pages)
+	}
+}

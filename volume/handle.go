@@ -31,6 +31,7 @@ func (v *Volume) OpenBy(ctx context.Context, ino namespace.Ino, process int, wri
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		h.f.writers[h] = struct{}{}
+		h.f.maintain = true // what a crash left granted may go back to the pool
 	}
 	return h, nil
 }

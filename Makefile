@@ -54,7 +54,7 @@ $(BIN)/%: %.c $(C_LIB)
 	$(CC) $(CSTD) $(CFLAGS) -Ilibrpmemfs -o $@ $< $(C_LIB) $(LDLIBS) -lpthread -lm
 
 .PHONY: demo
-demo: ## a bank that is killed ten times and never loses a coin
+demo: ## banks that are killed twenty times and never lose a coin
 	@tests/install.sh fuse
 	$(MAKE) --no-print-directory build c
 	examples/demo.sh $(BIN)

@@ -104,8 +104,8 @@ func mayWrite(n namespace.Inode, uid, gid uint32) bool {
 	return n.Mode&0o002 != 0
 }
 
-// maxExtra bounds the pages that a barrier copies once more. Where there are more,
-// the kernel writes back everything it has.
+// maxExtra is how many pages a barrier copies once more rather than have the kernel
+// write back everything.
 const maxExtra = 8000
 
 // Barrier commits the file's open epoch as it is at a barrier; see epoch.Manager.
@@ -116,9 +116,7 @@ func (a *Attachment) Barrier(ctx context.Context, quiesce func(ctx context.Conte
 		return quiesce(ctx, func() ([]uint64, epoch.ID, error) {
 			var extra []uint64
 			if !a.drains.Load() {
-				if extra = f.cache.Rewritten(); len(extra) > maxExtra {
-					return nil, 0, fmt.Errorf("file %d: %d pages changed by write(2): try again", f.ino, len(extra))
-				}
+				extra = f.cache.Rewritten()
 			}
 			id, err := seal()
 			return extra, id, err
@@ -135,11 +133,7 @@ func (a *Attachment) Barrier(ctx context.Context, quiesce func(ctx context.Conte
 
 // Capture takes a copy of a page that a program stored to; see rdmacache.Cache.
 func (a *Attachment) Capture(ctx context.Context, sealed bool, page uint64, when int64, p []byte) error {
-	err := a.h.v.withSpace(ctx, func() error { return a.h.f.cache.Capture(ctx, sealed, page, when, p) })
-	if noSpace(err) && !sealed {
-		return nil // the kernel still has it, and the next barrier will ask for it
-	}
-	return err
+	return a.h.v.withSpace(ctx, func() error { return a.h.f.cache.Capture(ctx, sealed, page, when, p) })
 }
 
 // Untracked reports whether the kernel may have stores that no copy holds: of a

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -55,14 +54,7 @@ func (v *Volume) SetMembers(m Members) { v.members = m }
 
 // An Attachment is the hold that attached programs have on a file. It counts as a
 // handle. It is what package attach asks of a region.
-type Attachment struct {
-	h *Handle
-
-	// drains is what Untracked said last: the kernel's stores of the barrier under
-	// way are all here, so nothing need be copied twice. Barriers of a file come
-	// one after the other.
-	drains atomic.Bool
-}
+type Attachment struct{ h *Handle }
 
 // Attach gets a file ready for programs that capture what they store. uid and gid
 // are a program's; they must be allowed to write the file.
@@ -114,10 +106,7 @@ func (a *Attachment) Barrier(ctx context.Context, quiesce func(ctx context.Conte
 	f, v := a.h.f, a.h.v
 	id, err := f.manager.Barrier(ctx, func(ctx context.Context, seal func() (epoch.ID, error)) error {
 		return quiesce(ctx, func() ([]uint64, epoch.ID, error) {
-			var extra []uint64
-			if !a.drains.Load() {
-				extra = f.cache.Rewritten()
-			}
+			extra := f.cache.Rewritten()
 			id, err := seal()
 			return extra, id, err
 		})
@@ -147,7 +136,6 @@ func (a *Attachment) Untracked(pids []int) bool {
 		drain = drain || !slices.Contains(pids, h.process)
 	}
 	v.mu.Unlock()
-	a.drains.Store(drain)
 	return drain
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -127,6 +128,27 @@ func TestInterval(t *testing.T) {
 	m.await("ten epochs", func() bool { return m.committed >= 10 })
 	if d := time.Since(begun); d < 200*time.Millisecond {
 		t.Errorf("ten epochs in %v", d)
+	}
+}
+
+// Without work nothing runs; with an interval, and nothing stored, ever less.
+func TestIdle(t *testing.T) {
+	var asked atomic.Int64
+	r := newFakeRegion(t, 8)
+	_, path := serve(t, r, func(uint64) time.Duration { asked.Add(1); return 0 })
+	join(t, path, r, parks, ring.MinFrames)
+	time.Sleep(50 * time.Millisecond)
+	if n := asked.Load(); n > 20 {
+		t.Errorf("the group looked for work %d times", n)
+	}
+
+	const interval = 10 * time.Millisecond
+	r = newFakeRegion(t, 8)
+	_, path = serve(t, r, func(uint64) time.Duration { return interval })
+	join(t, path, r, parks, ring.MinFrames)
+	time.Sleep(40 * interval)
+	if n, _ := r.counts(); n < 2 || n > 10 {
+		t.Errorf("%d epochs in 40 intervals without a store", n)
 	}
 }
 
@@ -670,4 +692,30 @@ func TestStop(t *testing.T) {
 			t.Errorf("%d attachments left", r.attached)
 		}
 	})
+}
+
+// The pace of epochs that nobody asked for.
+func TestPace(t *testing.T) {
+	start := time.Now()
+	p := pace{began: start}
+	after := func(want time.Duration) {
+		t.Helper()
+		if got := p.next(time.Second).Sub(start); got != want {
+			t.Errorf("next after %v, want %v", got, want)
+		}
+	}
+	after(time.Second)
+	p.over(nil, true)
+	after(2 * time.Second)
+	p.over(nil, true)
+	p.over(nil, true)
+	p.over(nil, true)
+	after(8 * time.Second)
+	p.over(nil, false)
+	after(time.Second)
+	p.ended = start.Add(3 * time.Second) // the commit took that long
+	after(3 * time.Second)
+	p.over(ErrLate, false)
+	p.ended, p.rest = start.Add(3*time.Second), 3*time.Second
+	after(6 * time.Second)
 }

@@ -35,8 +35,8 @@ const (
 
 // precopy copies pages until what is left is little, or no less than before, or
 // the time until is over. What it scanned last stays for finish.
-func (h *helper) precopy(until time.Time) {
-	ctx, cancel := context.WithDeadline(context.Background(), until)
+func (h *helper) precopy(ctx context.Context, until time.Time) {
+	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	h.scan()
 	enough, last := fewPages, len(h.scanned)
@@ -85,8 +85,8 @@ func (h *helper) forget() {
 
 // finish copies what the scan after the last one parked left, and the extra pages,
 // while nobody stores.
-func (h *helper) finish(extra []uint64) unix.Errno {
-	ctx, cancel := context.WithTimeout(context.Background(), ringLimit)
+func (h *helper) finish(ctx context.Context, extra []uint64) unix.Errno {
+	ctx, cancel := context.WithTimeout(ctx, ringLimit)
 	defer cancel()
 	h.scanned = append(h.scanned, extra...)
 	slices.Sort(h.scanned)

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -28,28 +29,29 @@ type barrier struct {
 	done     wire.Done // what it cost so far
 }
 
-// run serves the connection until it ends. Nobody waits for the region after it.
-func (h *helper) run() {
+// run serves the connection until it ends, or ctx is done. Nobody waits for the
+// region after it.
+func (h *helper) run(ctx context.Context) {
 	messages := make(chan wire.Message, 16)
 	ended := make(chan error, 1)
-	stop := make(chan struct{})
-	defer close(stop)
 	go func() {
+		defer h.r.stop() // whoever takes from the ring has gone
+		defer close(messages)
 		for {
 			m, err := h.r.session.receive()
 			if err != nil {
 				ended <- err
-				close(messages)
 				return
 			}
 			select {
 			case messages <- m:
-			case <-stop:
+			case <-ctx.Done():
+				ended <- ctx.Err()
 				return
 			}
 		}
 	}()
-	if err := h.serve(messages); err != nil {
+	if err := h.serve(ctx, messages); err != nil {
 		h.r.fail(fmt.Errorf("%w: %w", ErrGone, err))
 	} else {
 		h.r.fail(fmt.Errorf("%w: %w", ErrGone, <-ended))
@@ -57,7 +59,7 @@ func (h *helper) run() {
 }
 
 // serve returns nil at the end of the messages.
-func (h *helper) serve(messages <-chan wire.Message) error {
+func (h *helper) serve(ctx context.Context, messages <-chan wire.Message) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
@@ -70,7 +72,7 @@ func (h *helper) serve(messages <-chan wire.Message) error {
 			if !ok {
 				return nil
 			}
-			err = h.handle(m)
+			err = h.handle(ctx, m)
 		case <-h.r.threads.arrived:
 			err = h.look(false)
 		case <-timer.C:
@@ -82,14 +84,14 @@ func (h *helper) serve(messages <-chan wire.Message) error {
 	}
 }
 
-func (h *helper) handle(m wire.Message) error {
+func (h *helper) handle(ctx context.Context, m wire.Message) error {
 	switch m := m.(type) {
 	case *wire.Due:
-		return h.begin(m)
+		return h.begin(ctx, m)
 	case *wire.Drain:
 		return h.r.session.send(&wire.Drained{N: m.N, Errno: h.drain()})
 	case *wire.Go:
-		return h.capture(m)
+		return h.capture(ctx, m)
 	case *wire.Release:
 		h.release(m.N)
 		h.r.threads.release(m.N)
@@ -109,11 +111,11 @@ func (h *helper) handle(m wire.Message) error {
 }
 
 // begin copies what it can while the participants run, then makes the barrier due.
-func (h *helper) begin(m *wire.Due) error {
+func (h *helper) begin(ctx context.Context, m *wire.Due) error {
 	now := time.Now()
 	h.barrier = barrier{n: m.N, done: wire.Done{N: m.N}}
 	patience := min(time.Duration(min(m.Timeout, uint64(time.Hour))), time.Hour)
-	h.precopy(now.Add(patience / 2))
+	h.precopy(ctx, now.Add(patience/2))
 	h.barrier.parking = true
 	h.barrier.deadline = now.Add(patience)
 	h.barrier.raised = time.Now()
@@ -145,12 +147,12 @@ func (h *helper) look(timeout bool) error {
 
 // capture copies what was stored to before the barrier, and lets the participants
 // go on if nobody else has to.
-func (h *helper) capture(m *wire.Go) error {
+func (h *helper) capture(ctx context.Context, m *wire.Go) error {
 	b := &h.barrier
 	if m.N != b.n || b.parking {
 		return fmt.Errorf("GO for barrier %d, which is not parked: %w", m.N, wire.ErrMalformed)
 	}
-	b.done.Errno = h.finish(m.Pages)
+	b.done.Errno = h.finish(ctx, m.Pages)
 	b.done.Upto = h.r.ring.Head()
 	b.done.PauseNs = uint64(time.Since(b.raised))
 	done := b.done

@@ -39,6 +39,7 @@ type Region struct {
 	session session
 	threads threads
 	helper  helper
+	stop    func()        // makes the helper give up what it waits for
 	ended   chan struct{} // closed when the helper has returned
 	size    atomic.Int64  // of the file, as last seen
 
@@ -159,9 +160,11 @@ func attach(file *os.File, at place, opts Options) (_ *Region, err error) {
 	r.committed, r.open = epoch.ID(welcome.Epoch), epoch.ID(welcome.Epoch)+1
 	r.threads.init(welcome.N)
 	r.helper.tag = welcome.N
+	ctx, stop := context.WithCancel(context.Background())
+	r.stop = stop
 	go func() {
 		defer close(r.ended)
-		r.helper.run()
+		r.helper.run(ctx)
 	}()
 	return r, nil
 }
@@ -211,6 +214,7 @@ func (r *Region) fail(err error) {
 	r.tell()
 	r.mu.Unlock()
 	r.threads.end()
+	r.stop()
 	r.session.shut()
 }
 

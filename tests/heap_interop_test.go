@@ -181,7 +181,7 @@ func heapCalls(rng *rand.Rand, n int) []heapCall {
 		}
 	}
 	// A root that was freed would be damage.
-	return append(calls, heapCall{'s', live[0], 0, 16})
+	return append(calls, heapCall{'a', no, 100, 16}, heapCall{'s', no, 0, 16})
 }
 
 // replay does in Go what the C program does.

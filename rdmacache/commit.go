@@ -35,6 +35,11 @@ func (c *Cache) Seal(_ context.Context, scope epoch.Scope) (id epoch.ID, dirty b
 	if err != nil {
 		return 0, false, err
 	}
+	if c.capturing > 0 {
+		for no, d := range s.pages { // copies from before still lose against them
+			c.past.same[no] = sameAs{d.when, d.whole}
+		}
+	}
 	return s.id, true, nil
 }
 
@@ -56,11 +61,6 @@ func (c *Cache) sealLocked(id epoch.ID, scope epoch.Scope) (*sealed, error) {
 			}
 		}
 		c.mapped = layer{}
-	}
-	if c.capturing > 0 {
-		for no, d := range s.pages { // copies from before still lose against them
-			c.past.same[no] = sameAs{d.when, d.whole}
-		}
 	}
 	c.sealed = s
 	c.cut, c.shape = region.NoPage, false

@@ -28,7 +28,7 @@ mount_pool
 for ((round = 1; round <= rounds; round++)); do
 	for program in hashmap queue; do
 		"$bin/$program" -v -b 10000 -r 20 -e $((RANDOM % 20 + 1)) -s 60 \
-			"$mnt/$program" >"$dir/out" &
+			"$mnt/$program" >"$dir/out" 2>"$dir/err" &
 		pid=$!
 		sleep "$((RANDOM % 2)).$((RANDOM % 1000 + 100))"
 		victim=$pid

@@ -195,6 +195,8 @@ static int take(struct rpmemfs_heap *h, size_t bytes, uint64_t align,
 	if (bytes > RH_SIZE_MAX)
 		return -ENOMEM;
 	uint64_t total = bytes + guard_bytes(h);
+	if (total == 0)
+		total = 1;
 	err = take_once(h, total, align, b, fresh);
 	if (err == -ENOMEM && rh_caches_reclaim(h))
 		err = take_once(h, total, align, b, fresh);

@@ -48,6 +48,7 @@ type fakeRegion struct {
 	extra     []uint64
 	slow      time.Duration // of a Capture
 	attached  int
+	onSize    func()     // called for each entry of a ring
 	running   func() int // how many threads run; nil: nobody knows
 
 	captures, barriers, rollbacks int
@@ -239,7 +240,15 @@ func (r *fakeRegion) Committed() epoch.ID {
 	return r.id
 }
 
-func (r *fakeRegion) Size() int64 { return int64(len(r.mem)) }
+func (r *fakeRegion) Size() int64 {
+	r.mu.Lock()
+	hook := r.onSize
+	r.mu.Unlock()
+	if hook != nil {
+		hook()
+	}
+	return int64(len(r.mem))
+}
 
 func (r *fakeRegion) Err() error {
 	r.mu.Lock()

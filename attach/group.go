@@ -212,6 +212,9 @@ func (g *group) part(c *member) {
 
 // capture hands a page to the region, as part of the epoch that its tag names.
 func (g *group) capture(ctx context.Context, c *member, e *ring.Entry, page []byte) {
+	if e.Page >= uint64(g.region.Size()+ring.PageSize-1)/ring.PageSize {
+		return
+	}
 	if e.When > c.now { // a member may not win over later stores
 		c.now = monotonic()
 		e.When = min(e.When, c.now)
@@ -227,9 +230,6 @@ func (g *group) take(ctx context.Context, c *member, e *ring.Entry, page []byte)
 	g.captureMu.RLock()
 	defer g.captureMu.RUnlock()
 	if e.Tag < g.discard || c.ring.Pos() > c.limit.Load() {
-		return nil
-	}
-	if e.Page >= uint64(g.region.Size()+ring.PageSize-1)/ring.PageSize {
 		return nil
 	}
 	return g.region.Capture(ctx, e.Tag < g.sealing, e.Page, e.When, page)

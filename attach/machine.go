@@ -117,6 +117,7 @@ type machine struct {
 	drainer uint32
 	sealed  bool   // this barrier sealed an epoch, ...
 	epoch   uint64 // this one
+	durable uint64 // what the members know to be committed: the last epoch of a barrier
 
 	counters counters
 }
@@ -253,7 +254,7 @@ func (m *machine) answer(reqs []request, out outcome) {
 
 // answerLate ends all requests that wait.
 func (m *machine) answerLate(late LateError) {
-	m.answer(m.waiting, outcome{errno: unix.ETIMEDOUT, late: late, epoch: m.committed(), err: &late})
+	m.answer(m.waiting, outcome{errno: unix.ETIMEDOUT, late: late, epoch: m.durable, err: &late})
 	m.waiting = nil
 }
 
@@ -263,7 +264,7 @@ func (m *machine) gone(err error, errno unix.Errno) {
 		return
 	}
 	m.phase = over
-	out := outcome{errno: errno, epoch: m.committed(), err: err}
+	out := outcome{errno: errno, epoch: m.durable, err: err}
 	m.answer(m.served, out)
 	m.answer(m.waiting, out)
 	m.served, m.waiting = nil, nil

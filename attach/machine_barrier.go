@@ -240,7 +240,7 @@ func (m *machine) callOff(errno unix.Errno, out outcome) {
 	}
 	m.phase = ending
 	m.counters.calledOff++
-	out.epoch = m.committed()
+	out.epoch = m.durable
 	if !released {
 		m.release(errno, out.epoch)
 	}
@@ -276,8 +276,9 @@ func (m *machine) barrierDone(epoch uint64, err error, errno unix.Errno) {
 	case committing:
 		out := outcome{epoch: epoch}
 		if err != nil {
-			out = outcome{epoch: m.committed(), errno: errno, err: err}
+			out = outcome{epoch: m.durable, errno: errno, err: err}
 		} else {
+			m.durable = epoch
 			for _, s := range m.seats {
 				m.send(s.id, &wire.Committed{Epoch: epoch})
 			}
@@ -288,7 +289,7 @@ func (m *machine) barrierDone(epoch uint64, err error, errno unix.Errno) {
 	case ending:
 		m.settle()
 	case idle: // it did not come to a begin
-		m.answer(m.waiting, outcome{epoch: m.committed(), errno: errno, err: err})
+		m.answer(m.waiting, outcome{epoch: m.durable, errno: errno, err: err})
 		m.waiting = nil
 	}
 }
@@ -303,12 +304,12 @@ func (m *machine) rollback() {
 // rolledBack says that memory shows the last committed epoch.
 func (m *machine) rolledBack() {
 	m.counters.rollbacks++
-	epoch := m.committed()
+	m.durable = m.committed()
 	for _, s := range m.seats {
-		m.send(s.id, &wire.Lost{Errno: unix.EOWNERDEAD, Epoch: epoch})
+		m.send(s.id, &wire.Lost{Errno: unix.EOWNERDEAD, Epoch: m.durable})
 	}
-	m.release(unix.EOWNERDEAD, epoch)
-	out := outcome{errno: unix.EOWNERDEAD, epoch: epoch, err: ErrLost}
+	m.release(unix.EOWNERDEAD, m.durable)
+	out := outcome{errno: unix.EOWNERDEAD, epoch: m.durable, err: ErrLost}
 	m.answer(m.served, out)
 	m.answer(m.waiting, out)
 	m.served, m.waiting = nil, nil

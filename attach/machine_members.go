@@ -19,9 +19,17 @@ func (m *machine) join(s seat) {
 	}
 }
 
+// welcome tells a member where things are. The last committed epoch may be one of
+// no barrier (of write(2) and close), which is news to the other members: what they
+// store counts as of the epoch that their last barrier opened, and only a barrier
+// makes that durable.
 func (m *machine) welcome(s seat) {
+	epoch := m.committed()
+	if len(m.seats) == 0 {
+		m.durable = epoch
+	}
 	m.seats = append(m.seats, s)
-	m.send(s.id, &wire.Welcome{Member: s.id, N: m.n, Epoch: m.committed(), Interval: uint64(m.interval)})
+	m.send(s.id, &wire.Welcome{Member: s.id, N: m.n, Epoch: epoch, Interval: uint64(m.interval)})
 }
 
 // leave takes a member out. clean says that it said DETACH; else it died, and what
@@ -94,9 +102,9 @@ func (m *machine) left(id uint32) bool {
 }
 
 // abandon takes a member out that waited too long for its welcome; false if it has
-// been welcomed, or has left.
+// been welcomed.
 func (m *machine) abandon(id uint32) bool {
-	if !slices.ContainsFunc(m.joining, func(s seat) bool { return s.id == id }) {
+	if m.seat(id) != nil {
 		return false
 	}
 	m.leave(id, true)
@@ -113,7 +121,7 @@ func (m *machine) request(member uint32, id uint64, timeout time.Duration) {
 		}
 		s.requests++
 		if s.requests > maxRequests {
-			m.answer([]request{{member: member, id: id}}, outcome{errno: unix.EAGAIN, epoch: m.committed()})
+			m.answer([]request{{member: member, id: id}}, outcome{errno: unix.EAGAIN, epoch: m.durable})
 			return
 		}
 	}

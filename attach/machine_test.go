@@ -435,3 +435,48 @@ func TestMachineStale(t *testing.T) {
 	s.ready(1, 3)
 	s.want("condemn, finish badly, throw 1:GONE 71")
 }
+
+// An epoch that no barrier made is not reported as one that holds members' stores.
+func TestMachineForeignEpoch(t *testing.T) {
+	region := uint64(7)
+	s := newScript(t)
+	s.committed = func() uint64 { return region }
+	epoch := func() uint64 {
+		t.Helper()
+		defer func() { s.orders = nil }()
+		for _, o := range s.orders {
+			switch v := o.msg.(type) {
+			case *wire.Welcome:
+				return v.Epoch
+			case *wire.Result:
+				return v.Epoch
+			case *wire.Lost:
+				return v.Epoch
+			}
+		}
+		t.Error("no epoch")
+		return 0
+	}
+	want := func(want uint64) {
+		t.Helper()
+		if got := epoch(); got != want {
+			t.Errorf("got epoch %d, want %d", got, want)
+		}
+	}
+	s.join(seat{id: 1, flags: parks})
+	want(7)
+	region = 8 // by write(2) and close
+	s.request(1, 1, 0)
+	s.upTo(copying)
+	s.timeout()
+	want(7)
+	s.barrierDone(0, ErrLate, unix.ETIMEDOUT)
+	s.join(seat{id: 2, flags: parks})
+	want(8)
+	s.leave(2, false)
+	s.upTo(parking)
+	s.ready(1, 2)
+	s.rollback()
+	s.rolledBack()
+	want(8)
+}

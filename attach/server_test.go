@@ -355,6 +355,30 @@ func TestDeathOfTheLast(t *testing.T) {
 	}
 }
 
+// A page that is on its way out of a dead member's ring does not outlive the
+// rollback.
+func TestDeathDuringCapture(t *testing.T) {
+	r := newFakeRegion(t, 8)
+	s, path := serve(t, r, nil)
+	m := join(t, path, r, parks, ring.MinFrames)
+	reached, on := make(chan struct{}), make(chan struct{})
+	r.set(func() { r.onSize = sync.OnceFunc(func() { close(reached); <-on }) })
+	m.store(1, 1)
+	m.copyOut(nil)
+	<-reached
+	m.kill()
+	if err := s.Settle(t.Context(), testIno); err != nil {
+		t.Fatal(err)
+	}
+	close(on)
+	eventually(t, "the group ends", func() bool { _, ok := s.Status(testIno); return !ok })
+	r.set(func() {
+		if r.captures > 0 || r.rollbacks != 1 {
+			t.Errorf("%d captures, %d rollbacks", r.captures, r.rollbacks)
+		}
+	})
+}
+
 // A survivor that is late delays the rollback, not more: nothing commits meanwhile,
 // requests and Settle return.
 func TestDeathAndLate(t *testing.T) {

@@ -94,14 +94,17 @@ fuzz: ## every fuzz target, FUZZTIME (30s) each
 		done
 	done
 
-# CUTS power cuts in simulation, ROUNDS kills of each kind of program.
+# CUTS power cuts in simulation, ROUNDS kills of each kind of program, EXACT kills of
+# programs with restart points (some ten epochs each).
 CUTS   ?= 100000
 ROUNDS ?= 500
+EXACT  ?= 1000
 .PHONY: crash
 crash: install-deps ## many power cuts and kills; CUTS, ROUNDS and SEED replay one
 	$(GO) test -timeout 120m -run PowerCuts ./memnode -cuts $(CUTS) -seed $(SEED)
-	$(GO) test -timeout 120m -run 'Kill|SQLite|LMDB|Bolt|Damaged' ./tests \
+	$(GO) test -timeout 120m -run 'Kill|SQLite|LMDB|Bolt|Damaged|Memcached|Threads' ./tests \
 		-rounds $(ROUNDS) -seed $(SEED)
+	$(GO) test -timeout 120m -run Exact ./tests -rounds $(EXACT) -seed $(SEED)
 
 .PHONY: bench
 bench: ## compare with go-fuse's loopback file system; prints one table

@@ -82,7 +82,7 @@ int world_commit(struct rpmemfs *r);
 /* world_allows takes the signal that stops threads out of a set of signals to
  * block. */
 void world_allows(sigset_t *set);
-/* world_child: this is a forked child, which has one thread. */
+/* world_child is world_leave in a forked child, which has this thread only. */
 void world_child(void);
 
 #endif

@@ -36,13 +36,15 @@ static pthread_mutex_t table_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct file *table;
 static _Atomic unsigned regions; /* attached; read without the lock */
 
+/* The region's own handlers, which run between these, unmap things. */
 static void before_fork(void)
 {
+	world_enter();
 	pthread_mutex_lock(&table_lock);
 }
 
 /* The child may store, and nothing of that is tracked here. */
-static void after_fork(void)
+static void forked(void)
 {
 	for (struct file *f = table; f; f = f->next) {
 		f->leaky = true;
@@ -52,11 +54,17 @@ static void after_fork(void)
 	pthread_mutex_unlock(&table_lock);
 }
 
+static void after_fork(void)
+{
+	forked();
+	world_leave();
+}
+
 static void in_child(void)
 {
 	for (struct file *f = table; f; f = f->next)
 		f->users = 0; /* of threads that are not here */
-	after_fork();
+	forked();
 	world_child();
 }
 

@@ -423,11 +423,11 @@ void world_allows(sigset_t *set)
 void world_child(void)
 {
 	pthread_mutex_init(&world.lock, NULL);
-	world.visitors = NULL;
-	visitor.tid = 0;
-	visitor.depth = 0;
+	world.visitors = visitor.tid ? &visitor : NULL;
+	visitor.next = NULL;
 	atomic_store(&world.wanted, NULL);
 	atomic_store(&world.holder, NULL);
 	atomic_store(&world.stop, 0);
 	world.clock = false; /* until it attaches to another file */
+	world_leave();
 }

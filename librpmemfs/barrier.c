@@ -21,6 +21,7 @@
 enum {
 	ROUNDS = 5,
 	FEW_PAGES = 256,	/* copied in less time than a scan takes */
+	SKIPS = 16,		/* barriers between two attempts, at most */
 };
 
 /* How long copying may wait for room in the ring. The daemon waits longer. */
@@ -73,12 +74,16 @@ static int precopy(struct rpmemfs *r)
 		return r->said_tracks ? untracked(r) : 0;
 	if (r->no_precopy)
 		return 0;
+	if (m->skip > 0) {
+		m->skip--;
+		return 0;
+	}
 	do {
 		last = found;
 		found = 0;
 		/* Waiting for room in the ring may take longer: then the daemon
 		 * calls the barrier off, and nothing is lost. */
-		capture_begin(c, size_now(r), m->tag, after_ns(COPY_NS));
+		capture_begin(c, size_now(r), m->tag, after_ns(COPY_NS), true);
 		while (capture_more(c) && now_ns() < until) {
 			int error = capture_scan(c);
 
@@ -89,6 +94,8 @@ static int precopy(struct rpmemfs *r)
 				return missed(r, error);
 		}
 		m->stats.precopied += found;
+		if (m->stats.rounds == 0)
+			m->first = found;
 	} while (++m->stats.rounds < ROUNDS && found > FEW_PAGES &&
 		 found < last / 10 * 7 && now_ns() < until);
 	return 0;
@@ -133,6 +140,23 @@ void barrier_go_on(struct rpmemfs *r)
 	if (r->member.stopped)
 		r->quiescer->go_on(r);
 	r->member.stopped = false;
+}
+
+/* learn leaves rounds out for a while, longer each time, where they do not
+ * help: a program that stores to the same pages again and again dirties them
+ * faster than they are copied. */
+static void learn(struct member *m)
+{
+	if (m->stats.rounds == 0 || m->first <= FEW_PAGES)
+		return;
+	if (m->stats.pages <= m->first / 2) {
+		m->skips = 0;
+		return;
+	}
+	m->skips = m->skips ? m->skips * 2 : 1;
+	if (m->skips > SKIPS)
+		m->skips = SKIPS;
+	m->skip = m->skips;
 }
 
 int barrier_due(struct rpmemfs *r, uint64_t n, uint64_t timeout_ns)
@@ -185,7 +209,8 @@ int barrier_arrived(struct rpmemfs *r)
 	now = now_ns();
 	m->stats.park_ns = now - m->since;
 	/* While the others park. What is found is copied after GO. */
-	capture_begin(&r->capture, size_now(r), m->tag, after_ns(COPY_NS));
+	capture_begin(&r->capture, size_now(r), m->tag, after_ns(COPY_NS),
+		      false);
 	error = capture_more(&r->capture) ? capture_scan(&r->capture) : 0;
 	m->stats.scan_ns = now_ns() - now;
 	/* Too late for this barrier to drain: DONE says that it failed. */
@@ -252,6 +277,7 @@ static void account(struct rpmemfs *r)
 	struct rpmemfs_stats *s = &r->stats;
 
 	m->stats.pause_ns = now_ns() - m->since;
+	learn(m);
 	pthread_mutex_lock(&r->lock);
 	m->stats.barriers = s->barriers + 1;
 	m->stats.called_off = s->called_off;

@@ -24,7 +24,7 @@ int capture_open(struct capture *c, uint8_t *base, uint64_t reserve,
 	c->list = malloc(CAPTURE_RANGES * sizeof(*c->list));
 	if (!c->list)
 		return -ENOMEM;
-	error = ring_open(&c->ring, size / PAGE);
+	error = ring_open(&c->ring, reserve / PAGE);
 	if (error) {
 		capture_close(c);
 		return error;
@@ -44,7 +44,7 @@ void capture_close(struct capture *c)
 }
 
 void capture_begin(struct capture *c, uint64_t size, uint64_t tag,
-		   uint64_t deadline)
+		   uint64_t deadline, bool ahead)
 {
 	c->at = 0;
 	c->end = atomic_load(&c->tracks) ? size : 0;
@@ -52,6 +52,7 @@ void capture_begin(struct capture *c, uint64_t size, uint64_t tag,
 	c->pages = 0;
 	c->tag = tag;
 	c->deadline = deadline;
+	c->spare = ahead ? c->ring.frames / 2 : 0;
 	atomic_store(&c->next, 0);
 	atomic_store(&c->error, 0);
 }
@@ -75,7 +76,7 @@ int capture_scan(struct capture *c)
 static int put(struct capture *c, const uint64_t *pages, unsigned n)
 {
 	int kick = 0;
-	struct patience patience = { c->deadline, c->check, c->arg };
+	struct patience patience = { c->spare, c->deadline, c->check, c->arg };
 	int error = ring_put(&c->ring, c->base, pages, n, c->tag, &patience,
 			     &kick);
 

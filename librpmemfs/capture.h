@@ -14,7 +14,7 @@
 #include "track.h"
 
 /* The list of a scan holds at most so much; then it is copied. */
-enum { CAPTURE_RANGES = 16384, CAPTURE_PAGES = 65536 };
+enum { CAPTURE_RANGES = 16384, CAPTURE_PAGES = 16384 };
 
 struct capture {
 	_Atomic bool tracks;	/* false: the daemon has to drain */
@@ -35,6 +35,7 @@ struct capture {
 	uint64_t pages;		/* in the list */
 	uint64_t tag;
 	uint64_t deadline;
+	uint32_t spare;		/* frames of the ring to leave free */
 	_Atomic uint64_t next;	/* page of the list to copy next */
 	_Atomic int error;	/* of the pass, first one */
 
@@ -56,10 +57,11 @@ void capture_close(struct capture *c);
 /*
  * A pass is capture_begin, then capture_scan and capture_copy in turns while
  * capture_more. Until a list was copied nothing else remembers its pages.
- * deadline bounds waits for room in the ring. An error: pages were missed.
+ * deadline bounds waits for room in the ring; ahead leaves half of the ring to
+ * those who are in more of a hurry. An error: pages were missed.
  */
 void capture_begin(struct capture *c, uint64_t size, uint64_t tag,
-		   uint64_t deadline);
+		   uint64_t deadline, bool ahead);
 int capture_scan(struct capture *c);
 int capture_copy(struct capture *c, bool shared);
 

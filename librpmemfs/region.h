@@ -53,6 +53,8 @@ struct member {
 	bool released;		/* by GO already */
 	bool stopped;		/* threads, by the quiescer */
 	int missed;		/* errno: pages were not captured */
+	uint64_t first;		/* pages of the first round */
+	unsigned skip, skips;	/* barriers without rounds: to come, last time */
 	struct rpmemfs_stats stats; /* of this barrier */
 };
 

@@ -43,6 +43,9 @@ _Static_assert(sizeof(struct entry) == 32, "");
 /* How long a wait for space goes without a check. */
 enum { LOOK = 50 * MSEC };
 
+/* Frames that get memory at once; divides every ring's number of them. */
+enum { BACKED_STEP = 1024 };
+
 static size_t frames_at(uint32_t frames)
 {
 	size_t end = PAGE + frames * sizeof(struct entry);
@@ -53,6 +56,30 @@ static size_t frames_at(uint32_t frames)
 static struct header *header(const struct ring *r)
 {
 	return (struct header *)(void *)r->map;
+}
+
+/* back makes sure that the first frames, up to this one, have memory: running
+ * out of it when they are stored to would be SIGBUS. */
+static int back(struct ring *r, uint64_t frame)
+{
+	int error = 0;
+
+	if (frame > r->frames)
+		frame = r->frames;
+	if (frame <= atomic_load(&r->backed))
+		return 0;
+	pthread_mutex_lock(&r->backing);
+	while (!error && frame > atomic_load(&r->backed)) {
+		size_t from = frames_at(r->frames) +
+			      (size_t)atomic_load(&r->backed) * PAGE;
+
+		error = -posix_fallocate(r->fd, (off_t)from,
+					 (off_t)BACKED_STEP * PAGE);
+		if (!error)
+			atomic_fetch_add(&r->backed, BACKED_STEP);
+	}
+	pthread_mutex_unlock(&r->backing);
+	return error;
 }
 
 int ring_open(struct ring *r, uint64_t pages)
@@ -68,8 +95,14 @@ int ring_open(struct ring *r, uint64_t pages)
 	r->fd = memfd_create("rpmemfs-ring", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (r->fd < 0)
 		return -errno;
-	/* All of it now: running out of memory later would be SIGBUS. */
-	error = posix_fallocate(r->fd, 0, (off_t)r->bytes);
+	pthread_mutex_init(&r->backing, NULL);
+	if (ftruncate(r->fd, (off_t)r->bytes)) {
+		error = errno;
+		goto fail;
+	}
+	error = posix_fallocate(r->fd, 0, (off_t)frames_at(r->frames));
+	if (!error)
+		error = -back(r, BACKED_STEP);
 	if (error)
 		goto fail;
 	error = ENOMEM;
@@ -104,10 +137,17 @@ uint64_t ring_head(const struct ring *r)
 	return atomic_load(&header(r)->head);
 }
 
-/* room reports whether n positions from head on are free. */
-static bool room(struct ring *r, uint64_t head, unsigned n)
+/* room reports whether n positions from head on, and spare ones, are free. */
+static bool room(struct ring *r, uint64_t head, unsigned n, uint32_t spare)
 {
-	return head + n - atomic_load(&header(r)->tail) <= r->frames;
+	return head + n - atomic_load(&header(r)->tail) <= r->frames - spare;
+}
+
+/* busy: the daemon should be awake. */
+static bool busy(struct ring *r)
+{
+	return atomic_load(&header(r)->head) - atomic_load(&header(r)->tail) >
+	       r->frames / 4;
 }
 
 static int wait_for_room(struct ring *r, unsigned n, const struct patience *p)
@@ -124,7 +164,7 @@ static int wait_for_room(struct ring *r, unsigned n, const struct patience *p)
 		/* Waiters first, then the look at tail: the daemon moves tail
 		 * first and then looks for waiters. */
 		atomic_store(&h->space_waiters, 1);
-		if (room(r, atomic_load(&h->head), n))
+		if (room(r, atomic_load(&h->head), n, p->spare))
 			return 0;
 		if (now_ns() >= p->deadline)
 			return -ETIMEDOUT;
@@ -142,9 +182,12 @@ static int claim(struct ring *r, unsigned n, const struct patience *p,
 
 	*position = atomic_load(head);
 	for (;;) {
-		if (!room(r, *position, n)) {
-			int error = wait_for_room(r, n, p);
+		int error = back(r, *position + n);
 
+		if (error)
+			return error;
+		if (!room(r, *position, n, p->spare)) {
+			error = wait_for_room(r, n, p);
 			if (error)
 				return error;
 			*position = atomic_load(head);
@@ -183,7 +226,7 @@ int ring_put(struct ring *r, const uint8_t *base, const uint64_t *pages,
 		 * looks at seq once more. */
 		atomic_store(&e->seq, position + 1);
 	}
-	if (atomic_load(&header(r)->asleep) &&
+	if (atomic_load(&header(r)->asleep) && busy(r) &&
 	    atomic_compare_exchange_strong(&header(r)->asleep, &asleep, 0))
 		*kick = 1;
 	return 0;

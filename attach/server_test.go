@@ -379,6 +379,42 @@ func TestDeathDuringCapture(t *testing.T) {
 	})
 }
 
+// What is stored after RELEASE is of the next epoch, also while the sealed one is
+// still being taken.
+func TestStoreAfterRelease(t *testing.T) {
+	r := newFakeRegion(t, 8)
+	_, path := serve(t, r, nil)
+	m := join(t, path, r, parks, ring.MinFrames)
+	other := join(t, path, r, parks, ring.MinFrames)
+	var calls atomic.Int32
+	on := make(chan struct{})
+	r.set(func() {
+		r.onSize = func() {
+			if calls.Add(1) == 1 {
+				<-on
+			}
+		}
+	})
+	m.store(1, 1)
+	m.send(&wire.Request{ID: 1})
+	other.await("RELEASE", func() bool { return other.released == 1 && other.epoch == 1 })
+	other.store(2, 2)
+	other.copyOut(nil)
+	eventually(t, "the copy is taken", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return r.captures == 1
+	})
+	close(on)
+	m.await("a result", func() bool { return m.results[1] != nil && m.results[1].Errno == 0 })
+	if b := r.image(); b[1*ring.PageSize] != 1 || b[2*ring.PageSize] != 0 {
+		t.Errorf("committed %d, %d", b[ring.PageSize], b[2*ring.PageSize])
+	}
+	if res := m.request(2, 0); res.Errno != 0 {
+		t.Errorf("got %+v", res)
+	}
+}
+
 // A survivor that is late delays the rollback, not more: nothing commits meanwhile,
 // requests and Settle return.
 func TestDeathAndLate(t *testing.T) {

@@ -108,8 +108,9 @@ func (b *bench) pause() error {
 			}
 			b.add(fmt.Sprintf("pause, %d random pages of 1 GiB in 100 ms%s", c.pages, what),
 				round(stood), round(sync)+" (fdatasync in the pause)", fmt.Sprintf("%.1fx", ratio), wish)
-			b.add(fmt.Sprintf("  of it: parking %s, scan %s, copying %d pages %s; before it %d pages in %d rounds; durable after %s",
-				round(median(p.park)), round(median(p.scan)), median(p.pages), round(median(p.copied)),
+			b.add(fmt.Sprintf("  of it: parking %s, scan %s, copying %d pages %s", round(median(p.park)),
+				round(median(p.scan)), median(p.pages), round(median(p.copied))), "", "", "", "")
+			b.add(fmt.Sprintf("  before it: %d pages in %d rounds; durable after %s",
 				median(p.precopied), median(p.rounds), round(median(p.durable))), "", "", "", "")
 		}
 		row("", &ours, c.ours, 8)

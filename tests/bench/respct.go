@@ -83,7 +83,9 @@ func (b *bench) structure(m *server, what, program string, args []string, all bo
 		wish = verdict(speed(1)/speed(0) >= target, fmt.Sprintf(">= %.2f", target))
 	}
 	row(what, 1, wish)
-	b.add("  "+shares(runs[1]), "", "", "", "")
+	for _, line := range shares(runs[1]) {
+		b.add("  "+line, "", "", "", "")
+	}
 	for i := 2; i < len(sides); i++ {
 		name := "  without epochs"
 		if sides[i].daemon == nil {
@@ -95,15 +97,18 @@ func (b *bench) structure(m *server, what, program string, args []string, all bo
 }
 
 // shares tells where the time of the machine went that the program did not have.
-func shares(runs []figures) string {
+// The system's part of the workers' time is page faults, and waking each other.
+func shares(runs []figures) []string {
 	machine := middle(runs, "seconds") * float64(runtime.NumCPU())
-	share := func(seconds float64) float64 { return 100 * seconds / machine }
+	share := func(name string) float64 { return 100 * middle(runs, name) / machine }
+	ms := func(name string) float64 { return middle(runs, name) / 1e6 }
 	epochs := max(middle(runs, "epochs"), 1)
-	return fmt.Sprintf("pages an epoch %.0f; of the machine: faults %.1f %%, scan and copy %.1f %%, push %.1f %%; pause %.2f ms (scan %.2f, copy %.2f), %.0f epochs",
-		middle(runs, "pages_captured")/epochs,
-		share(middle(runs, "workers_system_seconds")), share(middle(runs, "others_cpu_seconds")),
-		share(middle(runs, "daemon_cpu_seconds")), middle(runs, "pause_ns")/1e6, middle(runs, "scan_ns")/1e6,
-		middle(runs, "copy_ns")/1e6, epochs)
+	return []string{
+		fmt.Sprintf("an epoch: %.0f pages; pause %.2f ms (scan %.2f, copy %.2f); %.0f epochs",
+			middle(runs, "pages_captured")/epochs, ms("pause_ns"), ms("scan_ns"), ms("copy_ns"), epochs),
+		fmt.Sprintf("of the machine: faults %.1f %%, scan and copy %.1f %%, push %.1f %%",
+			share("workers_system_seconds"), share("others_cpu_seconds"), share("daemon_cpu_seconds")),
+	}
 }
 
 func perSecond(n float64) string { return fmt.Sprintf("%.2f M/s", n/1e6) }

@@ -1,7 +1,10 @@
 /*
- * ways FILE WAY: stores 1 to the first word of each page of an empty file of
- * PAGES pages in one of many ways, and commits with msync or fsync. Then it
+ * ways FILE WAY [END]: stores 1 to the first word of each page of an empty file
+ * of PAGES pages in one of many ways, and commits with msync or fsync. Then it
  * stores 2 everywhere and ends without a commit, by END if that is given.
+ *
+ * Where stores escape the preload library there is a commit before them: it
+ * takes the first one for one that may have to ask the kernel.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -109,6 +112,7 @@ static char *fixed(void)
 	b = map(SIZE, PROT_READ | PROT_WRITE, MAP_FIXED, place, 0);
 	close(fd);
 	check(b == place, "mmap of a fixed address");
+	sync_all(a);
 	store(a, 0, PAGES / 2, 1);
 	store(b, 0, PAGES / 2, 1);
 	sync_all(a);
@@ -121,6 +125,7 @@ static char *protected(void)
 	char *a = map_all();
 	char *b = map(SIZE, PROT_READ, 0, NULL, 0);
 
+	sync_all(a);
 	check(mprotect(b, SIZE, PROT_READ | PROT_WRITE) == 0, "mprotect");
 	store(b, 0, PAGES, 1);
 	sync_all(a);
@@ -143,8 +148,10 @@ static char *forked(void)
 {
 	char *m = map_all();
 	int status;
-	pid_t pid = fork();
+	pid_t pid;
 
+	sync_all(m);
+	pid = fork();
 	check(pid >= 0, "fork");
 	if (!pid) {
 		store(m, 0, PAGES / 2, 1);

@@ -101,6 +101,7 @@ static int run(const char *path, uint64_t seconds)
 	struct rpmemfs_options opt = {
 		.flags = RPMEMFS_CREATE,
 		.size = pages * PAGE_BYTES,
+		.timeout_ns = UINT64_C(10000000000), /* of a busy machine */
 	};
 	uint64_t rng = seed;
 	time_t end = time(NULL) + (time_t)seconds;
@@ -119,7 +120,7 @@ static int run(const char *path, uint64_t seconds)
 					    (void *)(uintptr_t)(first + i)), 0);
 	while (!atomic_load(&stop) && (!seconds || time(NULL) < end)) {
 		error = tell();
-		if (error)
+		if (error && error != -ETIMEDOUT)
 			break;
 		usleep((useconds_t)(draw(&rng) % 30000));
 	}

@@ -614,10 +614,6 @@ func TestProtocolErrors(t *testing.T) {
 			m.atDue(func(n uint64) bool { m.send(&wire.Done{N: n}); return true })
 			m.send(&wire.Request{ID: 1})
 		},
-		"beyond the ring": func(m *fakeMember) {
-			m.atGo(func(g *wire.Go) bool { m.send(&wire.Done{N: g.N, Upto: 1 << 40}); return true })
-			m.send(&wire.Request{ID: 1})
-		},
 		"an empty position": func(m *fakeMember) {
 			m.atGo(func(g *wire.Go) bool { m.send(&wire.Done{N: g.N, Upto: 5}); return true })
 			m.send(&wire.Request{ID: 1})
@@ -636,6 +632,21 @@ func TestProtocolErrors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// No member makes the daemon wait for more of its ring than there is.
+func TestDoneBeyondRing(t *testing.T) {
+	r := newFakeRegion(t, 8)
+	_, path := serve(t, r, nil)
+	m := join(t, path, r, parks, ring.MinFrames)
+	on := make(chan struct{})
+	r.set(func() { r.onSize = func() { <-on } }) // the consumer is busy
+	defer close(on)
+	m.store(1, 1)
+	m.copyOut(nil)
+	m.atGo(func(g *wire.Go) bool { m.send(&wire.Done{N: g.N, Upto: ring.MinFrames + 2}); return true })
+	m.send(&wire.Request{ID: 1})
+	m.await("GONE", func() bool { return m.gone == unix.EPROTO })
 }
 
 // What a hostile member puts into its ring changes at most the file, and never by a

@@ -253,6 +253,9 @@ func (r *fakeRegion) Size() int64 {
 func (r *fakeRegion) Err() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.poison == nil && r.condemned {
+		return errors.New("the open epoch is condemned")
+	}
 	return r.poison
 }
 

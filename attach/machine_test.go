@@ -400,6 +400,10 @@ func TestMachineFailures(t *testing.T) {
 	s.upTo(copying)
 	s.done(1, &wire.Done{N: 1, Errno: unix.ENOMEM})
 	s.want("1:RELEASE 1 12, finish badly")
+	s.barrierDone(0, ErrCalledOff, unix.EIO)
+	s.begin()
+	s.ready(1, 2)
+	s.want("1:DUE 2 1s, arm 2s, arm 1m0s, 1:DRAIN 2")
 
 	s = newScript(t, parks)
 	s.request(1, 5, 0)

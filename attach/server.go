@@ -230,15 +230,16 @@ func (s *Server) join(ctx context.Context, wg *sync.WaitGroup, c *member, hello 
 	if err != nil {
 		return err
 	}
-	if err := region.Err(); err != nil {
-		region.Close()
-		return err
-	}
 	interval := s.cfg.Interval(hello.Ino)
 	for {
 		s.mu.Lock()
 		g := s.groups[hello.Ino]
 		if g == nil {
+			if err := region.Err(); err != nil {
+				s.mu.Unlock()
+				region.Close()
+				return err
+			}
 			g = newGroup(hello.Ino, region, &s.cfg)
 			g.join(c, interval)
 			s.groups[hello.Ino] = g

@@ -91,13 +91,12 @@ func sendNow(fd uintptr, b []byte) bool {
 	return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
 }
 
-// unread reports whether the member has not read all that was sent.
+// unread reports whether the member has not read all that was sent. While messages
+// are queued the socket is full.
 func (l *link) unread() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	n := 0
 	err := l.raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
-	return err == nil && n > 0 || len(l.queue) > 0
+	return err == nil && n > 0
 }
 
 // close ends the connection. What was sent can still be read.

@@ -360,6 +360,25 @@ func TestMachineTimeout(t *testing.T) {
 	s.want("")
 }
 
+// Who waits too long for its welcome is refused; who has it stays.
+func TestMachineAbandon(t *testing.T) {
+	s := newScript(t, parks)
+	s.upTo(parking)
+	s.join(seat{id: 2})
+	if s.abandon(1) || !s.abandon(2) {
+		t.Error("the wrong one was put out")
+	}
+	s.want("2:WELCOME 0")
+	s.ready(1, 1)
+	s.sealDone(nil, 8, nil, 0)
+	s.done(1, &wire.Done{N: 1})
+	s.consumed(1, 1)
+	s.barrierDone(8, nil, 0)
+	if len(s.seats) != 1 || len(s.joining) != 0 {
+		t.Errorf("seats %+v, joining %+v", s.seats, s.joining)
+	}
+}
+
 // Members that nobody may stop are not stopped by the clock.
 func TestMachineTick(t *testing.T) {
 	s := newScript(t, parks, parks)

@@ -48,7 +48,7 @@ struct visitor {
 };
 
 static struct {
-	bool stops;		/* set before the first region, then constant */
+	bool stops;		/* set before the program begins, then constant */
 	bool clock;		/* there is a thread of the interval */
 	uint64_t interval_ns;
 	int signal;
@@ -379,7 +379,8 @@ static void start_clock(void)
 	block(SIG_SETMASK, &old, NULL);
 }
 
-static void set_up(void)
+/* set_up runs before the program, which may block all signals early. */
+static __attribute__((constructor)) void set_up(void)
 {
 	const char *interval = getenv("RPMEMFS_EPOCH_NS");
 	const char *mode = getenv("RPMEMFS_QUIESCE");
@@ -402,9 +403,6 @@ static void set_up(void)
 
 void world_begin(struct rpmemfs *r)
 {
-	static pthread_once_t once = PTHREAD_ONCE_INIT;
-
-	pthread_once(&once, set_up);
 	if (world.stops) {
 		r->quiescer = &quiescer;
 		r->no_precopy = false;

@@ -3,10 +3,13 @@
  * a page of its own, one after the other. In an image of one moment the words of a
  * thread fall along the chain, by one in all. Every other page stays empty, so that
  * the kernel writes each one back by itself. Each line of standard input is answered
- * with the number of rounds of the slowest thread; it ends with the input.
+ * with the number of rounds of the slowest thread; it ends with the input. It
+ * blocks all signals, as many programs do in most threads.
  */
+#define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -41,6 +44,7 @@ static void *run(void *arg)
 
 int main(int argc, char **argv)
 {
+	sigset_t all;
 	pthread_t id;
 	char line[16];
 	long threads;
@@ -48,6 +52,8 @@ int main(int argc, char **argv)
 
 	if (argc != 4)
 		return 2;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, NULL);
 	threads = atol(argv[2]);
 	links = atol(argv[3]);
 	if (threads < 1 || threads > MAX_THREADS || links < 1)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -49,10 +50,14 @@ func roleExact(args []string) error {
 		return err
 	}
 	first, threads := n[2], n[3]
+	found := p.r.Epoch() - 1
+	var begun sync.WaitGroup
 	for i := range threads {
-		go p.work(int(first + i))
+		begun.Add(1)
+		go p.work(int(first+i), begun.Done)
 	}
-	fmt.Println("ready", p.r.Epoch()-1)
+	begun.Wait()
+	fmt.Println("ready", found)
 	go p.commit()
 	go p.disturb()
 	return <-p.end
@@ -83,9 +88,10 @@ type worker struct {
 	epoch epoch.ID // the open one, when it looked last
 }
 
-func (p *exactProgram) work(id int) {
+func (p *exactProgram) work(id int, begun func()) {
 	w := worker{exactProgram: p, Participant: p.r.Join(fmt.Sprintf("worker %d", id)), id: id}
 	w.restart(0)
+	begun()
 	for {
 		w.done++
 		other := rand.Uint64N(mostThreads)

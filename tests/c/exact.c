@@ -42,6 +42,7 @@ static char *logbook;
 static uint64_t seed, half;
 static uint64_t children; /* the thread that they are */
 static int fd;
+static atomic_ulong begun; /* threads */
 
 /* A worker is a thread between its restart points. */
 struct worker {
@@ -151,12 +152,14 @@ static void one(struct worker *w)
 }
 
 /* Steps of a forked child, attached by itself. */
-static void be_child(uint64_t id, uint64_t dice)
+static void be_child(uint64_t id, uint64_t dice, pid_t parent)
 {
 	struct worker w = { .id = id, .dice = dice, .silent = true };
 	int error;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent)
+		_exit(1);
 	error = rpmemfs_thread_register(region);
 	if (error && error != -EOWNERDEAD)
 		die("attach a child", error);
@@ -173,12 +176,12 @@ static void fork_one(struct worker *w)
 
 	if (error && error != -EOWNERDEAD)
 		die("allow", error);
-	pid_t child = fork();
+	pid_t parent = getpid(), child = fork();
 
 	if (child < 0)
 		die("fork", -errno);
 	if (child == 0)
-		be_child(children, w->dice);
+		be_child(children, w->dice, parent);
 	if (waitpid(child, &status, 0) != child || status != 0)
 		die("child", -ECHILD);
 	int after = rpmemfs_prevent_checkpoint(region);
@@ -194,6 +197,7 @@ static void *work(void *arg)
 	if (error && error != -EOWNERDEAD)
 		die("register", error);
 	restart(w, 0);
+	begun++;
 	for (;;) {
 		one(w);
 		if (w->forks && roll(w, 2000) == 0) {
@@ -244,6 +248,17 @@ static void *disturb(void *arg)
 	return NULL;
 }
 
+static void report_late(void)
+{
+	struct rpmemfs_stats stats;
+
+	if (rpmemfs_stats(region, &stats))
+		puts("late");
+	else
+		printf("late: thread %ju (%s)\n", (uintmax_t)stats.late_tid,
+		       stats.late_name);
+}
+
 int main(int argc, char **argv)
 {
 	struct worker workers[MAX_THREADS], dice = { 0 };
@@ -287,7 +302,12 @@ int main(int argc, char **argv)
 	}
 	if (pthread_create(&thread, NULL, disturb, NULL))
 		die("thread", -EAGAIN);
-	printf("ready %ju\n", (uintmax_t)rpmemfs_epoch(region) - 1);
+	uint64_t found = rpmemfs_epoch(region) - 1;
+
+	rpmemfs_thread_unregister(region);
+	while (begun < threads)
+		usleep(1000);
+	printf("ready %ju\n", (uintmax_t)found);
 	for (;;) {
 		uint64_t epoch;
 
@@ -295,7 +315,7 @@ int main(int argc, char **argv)
 		if (!error)
 			printf("durable %ju\n", (uintmax_t)epoch);
 		else if (error == -ETIMEDOUT)
-			puts("late");
+			report_late();
 		else if (error != -EOWNERDEAD)
 			die("checkpoint", error);
 		rpmemfs_thread_unregister(region);

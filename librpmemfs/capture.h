@@ -47,8 +47,8 @@ struct capture {
 
 /*
  * capture_open prepares to capture the mapping of reserve bytes at base, whose
- * file has size bytes. The caller has set kick, offer, check and arg. That the kernel
- * cannot track is no error.
+ * file has size bytes. The caller has set kick, offer, check and arg. That the
+ * kernel cannot track is no error.
  */
 int capture_open(struct capture *c, uint8_t *base, uint64_t reserve,
 		 uint64_t size);

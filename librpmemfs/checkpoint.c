@@ -15,7 +15,8 @@
 #define BARRIER_NS (UINT64_C(60) * SEC)
 #define COMMIT_NS (UINT64_C(600) * SEC)
 
-/* pause_for_news waits for news, and helps with what is on offer. False: too late. */
+/* pause_for_news waits for news, and helps with what is on offer. False: too
+ * late. */
 static bool pause_for_news(struct rpmemfs *r, uint32_t gate, uint64_t deadline)
 {
 	if (capture_help(&r->capture))

@@ -15,7 +15,8 @@ const char *rpmemfs_strerror(int error)
 		return "another program died: memory is back at the last "
 		       "committed epoch";
 	case EIO:
-		return "the daemon is gone or the file is poisoned: mount again";
+		return "the daemon is gone, or the file is poisoned: mount "
+		       "again";
 	case EOPNOTSUPP:
 		return "not on an rpmemfs mount that programs can attach to";
 	case EEXIST:

@@ -151,8 +151,9 @@ int rpmemfs_stats(struct rpmemfs *r, struct rpmemfs_stats *out)
 	pthread_mutex_lock(&r->lock);
 	*out = r->stats;
 	pthread_mutex_unlock(&r->lock);
-	out->capture = atomic_load(&r->capture.tracks) ? RPMEMFS_CAPTURE_WP_ASYNC :
-					   RPMEMFS_CAPTURE_DRAIN;
+	out->capture = RPMEMFS_CAPTURE_DRAIN;
+	if (atomic_load(&r->capture.tracks))
+		out->capture = RPMEMFS_CAPTURE_WP_ASYNC;
 	return atomic_load(&r->threads.error);
 }
 

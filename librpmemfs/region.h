@@ -54,15 +54,15 @@ struct member {
 	bool stopped;		/* threads, by the quiescer */
 	int missed;		/* errno: pages were not captured */
 	uint64_t first;		/* pages of the first round */
-	unsigned skip, skips;	/* barriers without rounds: to come, last time */
+	unsigned skip, skips;	/* barriers without rounds: to come, last */
 	struct rpmemfs_stats stats; /* of this barrier */
 };
 
 struct rpmemfs {
 	struct threads threads;	/* first: its first line is the hot one */
 
-	/* The daemon's numbers of epochs; the helper thread writes them. That of
-	 * a lost epoch is used again. */
+	/* The daemon's numbers of epochs; the helper thread writes them. That
+	 * of a lost epoch is used again. */
 	_Atomic uint64_t open;
 	_Atomic uint64_t committed;
 

@@ -106,7 +106,8 @@ int ring_open(struct ring *r, uint64_t pages)
 	if (error)
 		goto fail;
 	error = ENOMEM;
-	map = mmap(NULL, r->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd, 0);
+	map = mmap(NULL, r->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, r->fd,
+		   0);
 	if (map == MAP_FAILED)
 		goto fail;
 	r->map = map;

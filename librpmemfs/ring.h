@@ -17,7 +17,7 @@ enum {
 };
 
 struct ring {
-	int fd;			/* memfd, sealed against shrinking and growing */
+	int fd;			/* memfd, sealed: its size is fixed */
 	uint32_t frames;
 	uint8_t *map;
 	size_t bytes;

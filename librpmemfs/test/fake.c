@@ -450,7 +450,7 @@ static int barrier(struct fake *f, uint64_t timeout)
 		send_to(f, p, &due);
 	}
 	UNTIL(f, 0, p->ready, limit);
-	if (off == -EOWNERDEAD) {	/* wait for the others, then roll back */
+	if (off == -EOWNERDEAD) {	/* wait for the others, roll back */
 		off = 0;
 		UNTIL(f, 0, p->ready, limit);
 	}

@@ -550,7 +550,7 @@ static void test_grow(void)
 	*word(r, 400) = 2;
 	CHECK_ERROR(rpmemfs_checkpoint(r, 0, NULL), 0);
 	CHECK_ERROR(rpmemfs_stats(r, &s), 0);
-	CHECK(s.precopied + s.pages == 1);	/* not what is new and untouched */
+	CHECK(s.precopied + s.pages == 1);	/* not what is untouched */
 	CHECK(truncate(fake_path(f), 4 * MIB) == 0);	/* someone else */
 	*word(r, 1000) = 3;
 	CHECK_ERROR(rpmemfs_checkpoint(r, RPMEMFS_WAIT, NULL), 0);

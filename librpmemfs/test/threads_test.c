@@ -86,7 +86,8 @@ static void step(struct thread *self, uint64_t *row, uint64_t *rng)
 			until.tv_sec++;
 			until.tv_nsec -= SEC;
 		}
-		(void)thread_cond_wait(&all, self, false, &cond, &mutex, &until);
+		(void)thread_cond_wait(&all, self, false, &cond, &mutex,
+				       &until);
 		shared[0]++;
 		shared[1]++;
 		CHECK_ERROR(-pthread_mutex_unlock(&mutex), 0);
@@ -136,7 +137,8 @@ static void consistent(void)
  * long, and is called off. */
 static bool park(int ms)
 {
-	uint64_t number = threads_raise(&all), limit = after_ns((uint64_t)ms * MSEC);
+	uint64_t number = threads_raise(&all);
+	uint64_t limit = after_ns((uint64_t)ms * MSEC);
 	struct pollfd in = { .fd = all.wake, .events = POLLIN };
 	eventfd_t drop;
 	pid_t late;

@@ -319,15 +319,9 @@ func (s *Server) Files() []Status {
 	return files
 }
 
-// Member reports whether a process is attached to a file, and whether it has restart
+// HasRestartPoints reports whether a process is attached to a file and has restart
 // points.
-func (s *Server) Member(ino uint64, pid int) (attached, restartPoints bool) {
+func (s *Server) HasRestartPoints(ino uint64, pid int) bool {
 	st, _ := s.Status(ino)
-	for _, m := range st.Members {
-		if m.PID == pid {
-			attached = true
-			restartPoints = restartPoints || m.RestartPoints
-		}
-	}
-	return attached, restartPoints
+	return slices.ContainsFunc(st.Members, func(m Member) bool { return m.PID == pid && m.RestartPoints })
 }

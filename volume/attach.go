@@ -33,9 +33,9 @@ type Members interface {
 	// Checkpoint commits a file at a barrier if programs with restart points are
 	// attached to it; handled tells.
 	Checkpoint(ctx context.Context, ino uint64) (id epoch.ID, handled bool, err error)
-	// Member reports whether a process is attached to a file, and whether it has
+	// HasRestartPoints reports whether a process is attached to a file and has
 	// restart points.
-	Member(ino uint64, pid int) (attached, restartPoints bool)
+	HasRestartPoints(ino uint64, pid int) bool
 	// Settle waits until each member of a file that is dead by now has been dealt
 	// with.
 	Settle(ctx context.Context, ino uint64) error
@@ -45,7 +45,7 @@ type Members interface {
 type noMembers struct{}
 
 func (noMembers) Checkpoint(context.Context, uint64) (epoch.ID, bool, error) { return 0, false, nil }
-func (noMembers) Member(uint64, int) (attached, restartPoints bool)          { return false, false }
+func (noMembers) HasRestartPoints(uint64, int) bool                          { return false }
 func (noMembers) Settle(context.Context, uint64) error                       { return nil }
 
 // SetMembers tells the volume who is attached to its files. It is called once,
@@ -152,9 +152,8 @@ func (a *Attachment) Condemn() {
 }
 
 // Rollback throws the open epoch away, under programs that map the file.
-func (a *Attachment) Rollback(ctx context.Context) error {
+func (a *Attachment) Rollback(context.Context) error {
 	f, v := a.h.f, a.h.v
-	ctx = context.WithoutCancel(ctx)
 	var pages int
 	err := f.manager.Exclusive(func() (err error) {
 		pages, err = v.discard(f, f.cache.Discard)
@@ -220,21 +219,15 @@ func (v *Volume) settleMembers(ctx context.Context, f *file) error {
 }
 
 // syncMembers is an fsync by a process, 0 if it is unknown, of a file that programs
-// may be attached to: it commits at their barrier. A program that commits by msync
-// alone does not wait for itself, and one with restart points must not: it would
-// commit the half-made changes of its other threads.
+// may be attached to: it commits at the barrier of those with restart points. By one
+// of these it is refused: it would wait for itself, or else commit the half-made
+// changes of its other threads.
 func (v *Volume) syncMembers(ctx context.Context, f *file, process int) (handled bool, err error) {
 	if !v.isAttached(f) {
 		return false, nil
 	}
-	if process != 0 {
-		attached, restartPoints := v.members.Member(uint64(f.ino), process)
-		if restartPoints {
-			return true, fmt.Errorf("fsync of file %d by process %d: %w", f.ino, process, ErrDeadlock)
-		}
-		if attached {
-			return false, nil
-		}
+	if process != 0 && v.members.HasRestartPoints(uint64(f.ino), process) {
+		return true, fmt.Errorf("fsync of file %d by process %d: %w", f.ino, process, ErrDeadlock)
 	}
 	_, handled, err = v.members.Checkpoint(ctx, uint64(f.ino))
 	return handled, err

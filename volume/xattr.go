@@ -32,7 +32,7 @@ const (
 	XattrMountpoint  = xattrPrefix + "mountpoint"
 	XattrAttach      = xattrPrefix + "attach" // path of the attach socket
 	// XattrInterval reads and sets the time between the epochs of programs that are
-	// attached, such as "64ms"; "0s" is none. Removing it goes back to what the
+	// attached, such as "64ms"; "0" is none. Removing it goes back to what the
 	// mount says.
 	XattrInterval = xattrPrefix + "interval"
 	XattrMedium   = xattrPrefix + "medium" // "file", "tmpfs", "dax"
@@ -196,7 +196,7 @@ func (v *Volume) Interval(ctx context.Context, ino namespace.Ino) time.Duration 
 func parseInterval(text string) (time.Duration, error) {
 	d, err := time.ParseDuration(text)
 	if err != nil || d != 0 && d < MinInterval {
-		return 0, fmt.Errorf("interval %q, want a time of at least %v such as 64ms, or 0s: %w", text, MinInterval, namespace.ErrInvalid)
+		return 0, fmt.Errorf("interval %q, want a time of at least %v such as 64ms, or 0: %w", text, MinInterval, namespace.ErrInvalid)
 	}
 	return d, nil
 }

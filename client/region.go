@@ -261,9 +261,9 @@ func (r *Region) Grow(size int64) error {
 
 // Checkpoint makes everything stored before the call durable and returns the epoch
 // that it committed. All participants, of all processes, have to reach a restart
-// point meanwhile: a participant calls Participant.Checkpoint instead. A deadline
-// of ctx also bounds how long the barrier waits for them; without one the daemon
-// decides.
+// point meanwhile: a participant calls Participant.Checkpoint instead. They may take
+// three quarters of the time until ctx's deadline, or, without one, as long as the
+// daemon decides.
 //
 // An error that matches ErrCalledOff says that the epoch is still open; a LateError
 // names who was late.
@@ -289,7 +289,8 @@ func (r *Region) Checkpoint(ctx context.Context) (epoch.ID, error) {
 		delete(r.requests, id)
 		r.mu.Unlock()
 	}()
-	if err := r.session.send(&wire.Request{ID: id, Timeout: uint64(patience)}); err != nil {
+	// The answer, and the commit before it, take their time too.
+	if err := r.session.send(&wire.Request{ID: id, Timeout: uint64(patience - patience/4)}); err != nil {
 		return 0, r.gone(err)
 	}
 	select {

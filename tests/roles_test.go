@@ -11,6 +11,7 @@ var roles = map[string]func(args []string) error{
 	"mapper":   roleMapper,
 	"scan":     roleScan,
 	"exact":    roleExact,
+	"client":   roleClient,
 	"truncate": roleTruncate,
 	"heap":     roleHeap,
 }

@@ -54,6 +54,7 @@ type fakeMember struct {
 	calledOff     map[unix.Errno]int
 	eof           bool
 
+	once    sync.Once      // ends it
 	wg      sync.WaitGroup // of the helper
 	running sync.WaitGroup // of the threads
 }
@@ -137,7 +138,9 @@ func (m *fakeMember) send(msg wire.Message) {
 }
 
 // kill ends the process without a word: its threads first, as the kernel does.
-func (m *fakeMember) kill() {
+func (m *fakeMember) kill() { m.once.Do(m.end) }
+
+func (m *fakeMember) end() {
 	m.change(func() { m.stop = true })
 	m.running.Wait()
 	_ = m.conn.Close()

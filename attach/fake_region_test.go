@@ -48,6 +48,7 @@ type fakeRegion struct {
 	extra     []uint64
 	slow      time.Duration // of a Capture
 	attached  int
+	left      bool       // somebody closed the file, and others have it open
 	onSize    func()     // called for each entry of a ring
 	running   func() int // how many threads run; nil: nobody knows
 
@@ -87,7 +88,27 @@ func (r *fakeRegion) Attach(_ context.Context, ino uint64, uid, _ uint32) (Regio
 	return r, nil
 }
 
-func (r *fakeRegion) Close() { r.set(func() { r.attached-- }) }
+// Close may be the last one of the file: what is not committed is rolled back then.
+// Otherwise the kernel may have what no member finds.
+func (r *fakeRegion) Close() {
+	r.memMu.Lock()
+	defer r.memMu.Unlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.attached--
+	r.left = r.attached > 0
+	if !r.left {
+		r.discard()
+	}
+}
+
+// discard throws the open epoch away. memMu and mu are held.
+func (r *fakeRegion) discard() {
+	copy(r.mem, r.committed)
+	clear(r.dirty)
+	r.open = layer{}
+	r.discarded = monotonic()
+}
 
 func (r *fakeRegion) Barrier(ctx context.Context, quiesce func(context.Context, func() ([]uint64, epoch.ID, error)) error) (epoch.ID, error) {
 	if err := r.fail("barrier"); err != nil {
@@ -197,12 +218,13 @@ func (r *fakeRegion) writeBack() {
 		newerCopy(r.open, no, c)
 	}
 	clear(r.dirty)
+	r.left = false
 }
 
 func (r *fakeRegion) Untracked([]int) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.untracked
+	return r.untracked || r.left
 }
 
 func (r *fakeRegion) Condemn() { r.set(func() { r.condemned = true }) }
@@ -225,10 +247,8 @@ func (r *fakeRegion) Rollback(context.Context) error {
 			r.t.Errorf("rollback while %d threads run", n)
 		}
 	}
-	copy(r.mem, r.committed)
-	clear(r.dirty)
-	r.open = layer{}
-	r.discarded = monotonic()
+	r.discard()
+	r.left = false
 	r.condemned = false
 	r.rollbacks++
 	return nil

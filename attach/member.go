@@ -3,8 +3,10 @@ package attach
 import (
 	"context"
 	"errors"
+	"io"
 	"math"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,6 +52,7 @@ type member struct {
 	peer  *peer
 	link  *link
 	ring  *ring.Consumer
+	hold  Region // closed when the member is out; nil for the first of a group
 
 	kick chan struct{} // wakes the consumer; has room for one
 	left chan struct{} // closed when the machine knows that the member left
@@ -74,14 +77,17 @@ func (c *member) serve(ctx context.Context) {
 		c.consume(ctx)
 		_ = c.ring.Close() // a mapping; nothing is lost
 	}()
-	dead := make(chan struct{})
-	go func() {
-		defer close(dead)
-		if c.peer.awaitDeath() {
+	dead := make(chan bool, 1)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		died := c.peer.awaitDeath()
+		if died {
 			_ = c.link.conn.CloseRead() // the reader takes what is queued, then ends
 		}
-	}()
+		dead <- died
+	})
 	detached, err := c.read()
+	detached = detached || errors.Is(err, io.EOF) && c.replaced(dead)
 	died := false
 	g.drive(func(m *machine) {
 		died = !detached && m.seat(c.seat.id) != nil
@@ -94,9 +100,29 @@ func (c *member) serve(ctx context.Context) {
 	}
 	c.peer.close()
 	c.link.close()
-	<-dead
+	watch.Wait()
 	<-consumed
+	if c.hold != nil {
+		c.hold.Close()
+	}
 	g.forget(c)
+}
+
+// execWait is how long a process whose connection ended may take to be gone.
+const execWait = 100 * time.Millisecond
+
+// replaced reports whether a preloaded program called exec: its connection is gone,
+// the process is not. That is an orderly end of an unmodified program.
+func (c *member) replaced(dead <-chan bool) bool {
+	if c.seat.flags&wire.CommitOnly == 0 {
+		return false
+	}
+	select {
+	case <-dead: // or nobody knows
+		return false
+	case <-time.After(execWait):
+		return true
+	}
 }
 
 // read takes messages until DETACH, the end of the connection, or one that breaks

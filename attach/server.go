@@ -248,10 +248,11 @@ func (s *Server) join(ctx context.Context, wg *sync.WaitGroup, c *member, hello 
 			return nil
 		}
 		s.mu.Unlock()
+		c.hold = region // the group has its own
 		if g.join(c, interval) {
-			region.Close() // the group has its own
 			return nil
 		}
+		c.hold = nil
 		if err := await(limit, g.ended); err != nil {
 			region.Close()
 			return err

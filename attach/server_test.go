@@ -116,6 +116,26 @@ func TestCommitOnly(t *testing.T) {
 	}
 }
 
+// A connection of a preloaded program that ends while the process lives is exec.
+func TestExec(t *testing.T) {
+	r := newFakeRegion(t, 8)
+	s, path := serve(t, r, nil)
+	other := join(t, path, r, parks, ring.MinFrames)
+	m := join(t, path, r, wire.Tracks|wire.CommitOnly, ring.MinFrames)
+	m.store(1, 1)
+	m.kill() // this process lives on
+	eventually(t, "one member", func() bool { st, _ := s.Status(testIno); return len(st.Members) == 1 })
+	if res := other.request(1, 0); res.Errno != 0 {
+		t.Errorf("got %+v", res)
+	}
+	if st, _ := s.Status(testIno); !st.Last.Drained || st.Rollbacks != 0 {
+		t.Errorf("got %+v", st)
+	}
+	if b := r.image(); b[ring.PageSize] != 1 {
+		t.Errorf("committed %d", b[ring.PageSize])
+	}
+}
+
 // With an interval epochs come by themselves, and never faster.
 func TestInterval(t *testing.T) {
 	r := newFakeRegion(t, 8)

@@ -43,7 +43,7 @@ func TestExact(t *testing.T) {
 			}
 			for i, half := range []uint64{40, 2000} {
 				x.begin(fmt.Sprint("file", i), workload{seed + uint64(i), half})
-				for j := range (rounds(20) + 1) / 2 {
+				for j := range (rounds(12) + 1) / 2 {
 					x.round(j)
 				}
 				x.end()

@@ -78,7 +78,8 @@ type Cache struct {
 	discarding bool
 	discarded  int64 // Monotonic at the end of the last discard
 	capturing  int   // programs that capture
-	lossy      bool  // see Lossy
+	lossy      bool  // since Lossy was asked
+	drains     bool  // Lossy said so, and nothing was frozen since
 	past       past
 	doomed     error // the open epoch lacks pages and cannot commit
 	condemned  error // the open epoch must not commit

@@ -57,11 +57,13 @@ func Monotonic() int64 {
 	return ts.Nano()
 }
 
-// Capturing says that one more program, or one less, is going to call Capture.
+// Capturing says that one more program, or one less, is going to call Capture. When
+// the first one comes the cache is lossy: the kernel may have stores from before.
 func (c *Cache) Capturing(on bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if on {
+		c.lossy = c.lossy || c.capturing == 0
 		c.capturing++
 	} else {
 		c.capturing--
@@ -69,7 +71,7 @@ func (c *Cache) Capturing(on bool) {
 }
 
 // Freeze seals the whole open epoch at a barrier. Until Commit or Thaw captured
-// pages still join it.
+// pages still join it. EAGAIN if the cache became lossy since Lossy was asked.
 func (c *Cache) Freeze(context.Context) (epoch.ID, error) {
 	if err := c.Err(); err != nil {
 		return 0, err
@@ -79,13 +81,16 @@ func (c *Cache) Freeze(context.Context) (epoch.ID, error) {
 	id := c.Committed() + 1
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.lossy {
+		return 0, fmt.Errorf("region %d: copies of pages were dropped just now: %w", c.image.ID(), unix.EAGAIN)
+	}
 	s, err := c.sealLocked(id, epoch.All)
 	if err != nil {
 		return 0, err
 	}
 	s.frozen = true
 	s.past, c.past = c.past, newPast() // copies from before the barrier join it
-	c.lossy = false
+	c.drains = false
 	return id, nil
 }
 
@@ -119,11 +124,13 @@ func (c *Cache) Rewritten() []uint64 {
 }
 
 // Lossy reports whether copies from before now may be dropped that the epoch needs:
-// at the next barrier the kernel must write back what it has.
+// the kernel must write back what it has before Freeze.
 func (c *Cache) Lossy() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.lossy
+	c.drains = c.drains || c.lossy
+	c.lossy = false
+	return c.drains
 }
 
 // Capture takes a copy of a whole page, PageSize bytes, that a program stored to

@@ -75,6 +75,9 @@ func TestAttachment(t *testing.T) {
 	a, err := f.Attach(ctx, uint64(ino), 0, 0)
 	f.must(err)
 
+	if !a.Untracked([]int{10}) {
+		t.Error("not Untracked although stores from before may be in the kernel")
+	}
 	// A barrier commits what is captured at it.
 	before := a.Committed()
 	id, err := a.Barrier(ctx, quiesceWith(a, "one"))

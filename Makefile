@@ -71,11 +71,12 @@ test: install-deps testc ## everything this machine can run, in minutes
 .PHONY: testc
 testc:
 	@for kind in plain address,undefined thread; do
-		sanitize=
+		sanitize= check=check
 		test $$kind = plain || sanitize=-fsanitize=$$kind
+		test $$kind != thread || check=check-threads
 		echo "== librpmemfs: $$kind"
 		$(MAKE) --no-print-directory -s -C librpmemfs SEED=$(SEED) SANITIZE=$$sanitize \
-			B=$(abspath $(BIN))/librpmemfs-$${kind%%,*} check
+			B=$(abspath $(BIN))/librpmemfs-$${kind%%,*} $$check
 	done
 
 .PHONY: race

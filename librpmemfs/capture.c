@@ -52,7 +52,7 @@ void capture_begin(struct capture *c, uint64_t size, uint64_t tag,
 	c->pages = 0;
 	c->tag = tag;
 	c->deadline = deadline;
-	c->spare = ahead ? c->ring.frames / 2 : 0;
+	c->spare = ahead ? c->ring.frames / 8 : 0;
 	atomic_store(&c->next, 0);
 	atomic_store(&c->error, 0);
 }

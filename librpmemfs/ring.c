@@ -144,11 +144,12 @@ static bool room(struct ring *r, uint64_t head, unsigned n, uint32_t spare)
 	return head + n - atomic_load(&header(r)->tail) <= r->frames - spare;
 }
 
-/* busy: the daemon should be awake. */
+/* busy: the daemon should be awake. Sooner, and it would compete for processors
+ * with the threads that copy. */
 static bool busy(struct ring *r)
 {
 	return atomic_load(&header(r)->head) - atomic_load(&header(r)->tail) >
-	       r->frames / 4;
+	       r->frames / 4 * 3;
 }
 
 static int wait_for_room(struct ring *r, unsigned n, const struct patience *p)

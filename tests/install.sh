@@ -10,6 +10,7 @@ want=(fuse3:fusermount3)
 if [[ ${1:-all} == all ]]; then
 	want+=(
 		sqlite3:sqlite3
+		g++:g++
 		lmdb-utils:mdb_stat
 		liblmdb-dev:/usr/include/lmdb.h
 		fio:fio

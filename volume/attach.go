@@ -198,7 +198,10 @@ const lostWait = 10 * time.Second
 
 // settleMembers waits until a file has got over the death of an attached program.
 func (v *Volume) settleMembers(ctx context.Context, f *file) error {
-	if !v.isAttached(f) {
+	v.mu.Lock()
+	quiet := f.attached == 0 && f.condemned == nil
+	v.mu.Unlock()
+	if quiet {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, lostWait)
@@ -209,10 +212,8 @@ func (v *Volume) settleMembers(ctx context.Context, f *file) error {
 	v.mu.Lock()
 	wait := f.condemned
 	v.mu.Unlock()
-	if wait == nil {
-		return nil
-	}
-	if await(ctx, wait) != nil {
+	// It stays if the rollback failed: until the next mount the file cannot be opened.
+	if wait != nil && await(ctx, wait) != nil {
 		return fmt.Errorf("file %d: %w", f.ino, ErrLost)
 	}
 	return nil

@@ -108,8 +108,8 @@ crash: install-deps ## many power cuts and kills; CUTS, ROUNDS and SEED replay o
 	$(GO) test -timeout 120m -run Exact ./tests -rounds $(EXACT) -seed $(SEED)
 
 .PHONY: bench
-bench: ## compare with go-fuse's loopback file system; prints one table
-	@tests/install.sh fuse
+bench: ## compare with go-fuse's loopback file system and others; prints one table
+	@tests/install.sh all
 	$(GO) run ./tests/bench $(BENCHFLAGS)
 
 .PHONY: lint

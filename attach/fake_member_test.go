@@ -243,13 +243,13 @@ func (m *fakeMember) get(msg wire.Message) {
 	}
 }
 
-// ready waits until all threads are parked.
+// ready waits until all threads are parked. Those that were killed are not.
 func (m *fakeMember) ready(n uint64) {
 	m.mu.Lock()
-	for m.threads > 0 && m.released < n && !m.eof {
+	for m.threads > 0 && m.released < n && !m.stop {
 		m.cond.Wait()
 	}
-	parked := m.threads == 0 && m.released < n
+	parked := m.threads == 0 && m.released < n && !m.stop
 	m.mu.Unlock()
 	if parked {
 		m.send(&wire.Ready{N: n})

@@ -118,7 +118,7 @@ func (g *group) carryOut(o order) {
 		g.sealNow()
 	case orderConsume:
 		if c := g.members[o.to]; c != nil {
-			c.targetN.Store(g.machine.n)
+			c.targetN = g.machine.n
 			c.target.Store(o.upto)
 			c.wake()
 		}

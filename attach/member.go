@@ -60,8 +60,10 @@ type member struct {
 	now int64 // CLOCK_MONOTONIC, not later than it is; the consumer's
 
 	// target is the position up to which the ring belongs to barrier targetN, stored
-	// when the member said DONE, none when it is taken. targetN is stored before.
-	target, targetN atomic.Uint64
+	// when the member said DONE, none when the machine knows that it is taken. Both
+	// change under group.driveMu.
+	target  atomic.Uint64
+	targetN uint64
 	// limit is the position from which on entries are dropped; stored when the member
 	// left, with none before. Changes are seen by whoever holds group.captureMu
 	// after the change.
@@ -214,9 +216,10 @@ func (c *member) consume(ctx context.Context) {
 		// Before Next: all below a target was published before it was known.
 		target := c.target.Load()
 		if target != none && c.ring.Pos() >= target {
-			n := c.targetN.Load()
-			c.target.Store(none)
-			c.group.drive(func(m *machine) { m.consumed(c.seat.id, n) })
+			c.group.drive(func(m *machine) {
+				c.target.Store(none)
+				m.consumed(c.seat.id, c.targetN)
+			})
 			continue
 		}
 		if c.ring.Pos() >= c.limit.Load() {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -48,7 +49,8 @@ func serve(t *testing.T, r *fakeRegion, interval func(uint64) time.Duration) (*S
 				t.Error(err)
 			}
 		case <-time.After(patience):
-			t.Error("the server does not end")
+			stacks := make([]byte, 1<<20)
+			t.Errorf("the server does not end\n%s", stacks[:runtime.Stack(stacks, true)])
 		}
 		r.set(func() {
 			if r.attached != 0 {

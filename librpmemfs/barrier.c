@@ -21,7 +21,7 @@
 enum {
 	ROUNDS = 5,
 	FEW_PAGES = 256,	/* copied in less time than a scan takes */
-	SKIPS = 16,		/* barriers between two attempts, at most */
+	SKIPS = 8,		/* barriers between two attempts, at most */
 };
 
 /* How long copying may wait for room in the ring. The daemon waits longer. */
@@ -145,13 +145,15 @@ void barrier_go_on(struct rpmemfs *r)
 /* learn leaves rounds out for a while, longer each time, where they do not
  * help: a program that stores to the same pages again and again dirties them
  * faster than they are copied. */
-static void learn(struct member *m)
+static void learn(struct rpmemfs *r)
 {
+	struct member *m = &r->member;
+
 	if (m->stats.rounds == 0 || m->first <= FEW_PAGES)
 		return;
 	/* They halved the pause, and few pages were copied twice for it. */
 	if (m->stats.pages <= m->first / 2 &&
-	    m->stats.precopied + m->stats.pages <= m->first / 2 * 3) {
+	    atomic_load(&r->capture.twice) <= m->first / 4) {
 		m->skips = 0;
 		return;
 	}
@@ -175,6 +177,7 @@ int barrier_due(struct rpmemfs *r, uint64_t n, uint64_t timeout_ns)
 	m->released = false;
 	m->missed = 0;
 	m->stats = (struct rpmemfs_stats){ 0 };
+	capture_barrier(&r->capture, n);
 	error = precopy(r);
 	if (!error && atomic_load(&r->leaky))
 		error = untracked(r);
@@ -279,7 +282,7 @@ static void account(struct rpmemfs *r)
 	struct rpmemfs_stats *s = &r->stats;
 
 	m->stats.pause_ns = now_ns() - m->since;
-	learn(m);
+	learn(r);
 	pthread_mutex_lock(&r->lock);
 	m->stats.barriers = s->barriers + 1;
 	m->stats.called_off = s->called_off;

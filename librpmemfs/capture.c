@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "futex.h"
@@ -21,10 +22,13 @@ int capture_open(struct capture *c, uint8_t *base, uint64_t reserve,
 	c->helpers = processors > 1 ? (int)processors - 1 : 0;
 	pthread_mutex_init(&c->lock, NULL);
 	pthread_cond_init(&c->left, NULL);
+	c->marks = reserve / PAGE;
+	c->seen = mmap(NULL, c->marks, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	c->list = malloc(CAPTURE_RANGES * sizeof(*c->list));
-	if (!c->list)
-		return -ENOMEM;
-	error = ring_open(&c->ring, reserve / PAGE);
+	error = c->list && c->seen != MAP_FAILED ? 0 : -ENOMEM;
+	if (!error)
+		error = ring_open(&c->ring, reserve / PAGE);
 	if (error) {
 		capture_close(c);
 		return error;
@@ -41,6 +45,16 @@ void capture_close(struct capture *c)
 	ring_close(&c->ring);
 	free(c->list);
 	c->list = NULL;
+	if (c->seen != MAP_FAILED)
+		munmap(c->seen, c->marks);
+	c->seen = MAP_FAILED;
+}
+
+void capture_barrier(struct capture *c, uint64_t n)
+{
+	/* A mark is good for 255 barriers: then some pages count wrongly. */
+	c->mark = (uint8_t)(n % UINT8_MAX + 1);
+	atomic_store(&c->twice, 0);
 }
 
 void capture_begin(struct capture *c, uint64_t size, uint64_t tag,
@@ -108,7 +122,7 @@ static void work(struct capture *c)
 		uint64_t i = atomic_fetch_add(&c->next, RING_BATCH);
 		uint64_t pages[RING_BATCH];
 		const struct range *r;
-		unsigned n = 0;
+		unsigned n = 0, twice = 0;
 		int error, none = 0;
 
 		if (i >= c->pages)
@@ -118,7 +132,10 @@ static void work(struct capture *c)
 			while (i - r->before >= r->count)
 				r++;
 			pages[n] = r->page + (i - r->before);
+			twice += c->seen[pages[n]] == c->mark;
+			c->seen[pages[n]] = c->mark;
 		}
+		atomic_fetch_add(&c->twice, twice);
 		error = put(c, pages, n);
 		if (error)
 			atomic_compare_exchange_strong(&c->error, &none, error);

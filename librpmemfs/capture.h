@@ -36,6 +36,10 @@ struct capture {
 	uint64_t tag;
 	uint64_t deadline;
 	uint32_t spare;		/* frames of the ring to leave free */
+	uint8_t *seen;		/* by page: mark of the last barrier that took it */
+	uint64_t marks;		/* bytes at seen */
+	uint8_t mark;		/* of this barrier; any but 0 */
+	_Atomic uint64_t twice;	/* pages taken more than once for this barrier */
 	_Atomic uint64_t next;	/* page of the list to copy next */
 	_Atomic int error;	/* of the pass, first one */
 
@@ -53,6 +57,9 @@ struct capture {
 int capture_open(struct capture *c, uint8_t *base, uint64_t reserve,
 		 uint64_t size);
 void capture_close(struct capture *c);
+
+/* capture_barrier begins to count the pages that barrier n takes twice. */
+void capture_barrier(struct capture *c, uint64_t n);
 
 /*
  * A pass is capture_begin, then capture_scan and capture_copy in turns while

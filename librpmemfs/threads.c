@@ -24,6 +24,16 @@ static pthread_key_t at_exit_key;
 static pthread_once_t at_exit_once = PTHREAD_ONCE_INIT;
 static int at_exit_error;
 
+/* How many of a number's bits count barriers. */
+enum { COUNT_BITS = 40 };
+
+/* acknowledge stores the calling thread's number. */
+static void acknowledge(struct thread *self, uint64_t number)
+{
+	mine.acked = number;
+	atomic_store(&self->acked, number);
+}
+
 /* arrive counts a thread that needs no more waiting for. */
 static void arrive(struct threads *t)
 {
@@ -76,9 +86,12 @@ static void make_key(void)
 void threads_init(struct threads *t, int wake, bool (*help)(void *), void *arg)
 {
 	static _Atomic uint64_t last;
+	uint64_t number = (atomic_fetch_add(&last, 1) + 1) << COUNT_BITS;
 
 	*t = (struct threads){
-		.id = atomic_fetch_add(&last, 1) + 1,
+		.id = number,
+		.due = number,
+		.released = number,
 		.wanted = UINT64_MAX,
 		.wake = wake,
 		.help = help,
@@ -108,6 +121,7 @@ struct thread *threads_find(struct threads *t)
 	if (self) {
 		mine.id = t->id;
 		mine.self = self;
+		mine.acked = atomic_load(&self->acked);
 	}
 	return self;
 }
@@ -157,7 +171,9 @@ int threads_add(struct threads *t, struct thread **out)
 	pthread_mutex_unlock(&lock);
 
 	self->mine = mine.first;
-	mine = (struct mine){ .id = t->id, .self = self, .first = self };
+	mine = (struct mine){
+		.acked = ALLOWED, .id = t->id, .self = self, .first = self
+	};
 	*out = self;
 	return 0;
 }
@@ -172,10 +188,8 @@ void threads_remove(struct threads *t, struct thread *self)
 	while (*link != self)
 		link = &(*link)->mine;
 	*link = self->mine;
-	if (mine.id == t->id) {
-		mine.id = 0;
-		mine.self = NULL;
-	}
+	if (mine.id == t->id)
+		mine = (struct mine){ .first = mine.first };
 	free(self);
 }
 
@@ -214,7 +228,7 @@ int thread_park(struct threads *t, struct thread *self)
 		return atomic_load(&t->error);
 	if (thread_allowed(self))
 		return thread_verdict(t, self);
-	atomic_store(&self->acked, due);
+	acknowledge(self, due);
 	if (atomic_load(&t->released) < due) {
 		arrive(t);
 		threads_wait(t, due);
@@ -224,7 +238,7 @@ int thread_park(struct threads *t, struct thread *self)
 
 void thread_allow(struct threads *t, struct thread *self)
 {
-	atomic_store(&self->acked, ALLOWED);
+	acknowledge(self, ALLOWED);
 	if (barrier_going_on(t))
 		arrive(t);
 }
@@ -235,7 +249,7 @@ bool thread_try_prevent(struct threads *t, struct thread *self)
 
 	if (due == FAILED || atomic_load(&t->released) < due)
 		return false;
-	atomic_store(&self->acked, due);
+	acknowledge(self, due);
 	if (atomic_load(&t->due) == due)
 		return true;
 	/* The helper may have seen the number of the last barrier, and taken

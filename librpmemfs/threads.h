@@ -47,8 +47,10 @@ struct thread {
 
 /* A threads is all threads of a region, seen from this process. */
 struct threads {
+	/* Its upper bits are the region's, so that no two regions of a process
+	 * ever have the same number due. */
 	_Atomic uint64_t due;
-	uint64_t id;		/* of the region, never used twice */
+	uint64_t id;		/* the first due; never used twice */
 
 	_Atomic uint64_t released;
 	_Atomic uint64_t losses; /* epochs lost by the death of others */
@@ -70,8 +72,9 @@ struct threads {
 
 /* The calling thread's records. */
 struct mine {
+	uint64_t acked;		/* as in self */
 	uint64_t id;		/* of the region that self belongs to */
-	struct thread *self;
+	struct thread *self;	/* the last that was used */
 	struct thread *first;
 };
 
@@ -98,10 +101,8 @@ static inline bool thread_passes(const struct threads *t)
 {
 	/* Relaxed: who misses the newest due here parks at the next restart
 	 * point, and the helper waits for that. */
-	return mine.id == t->id &&
-	       atomic_load_explicit(&t->due, memory_order_relaxed) ==
-		       atomic_load_explicit(&mine.self->acked,
-					    memory_order_relaxed);
+	return mine.acked ==
+	       atomic_load_explicit(&t->due, memory_order_relaxed);
 }
 
 /*

@@ -376,5 +376,7 @@ int barrier_release(struct rpmemfs *r, const struct wire_release *m)
 	member->state = IDLE;
 	member->late_at = NEVER;
 	member->answer_by = NEVER;
+	ring_ahead(&r->capture.ring, 2 * (member->stats.precopied +
+					  member->stats.pages));
 	return error;
 }

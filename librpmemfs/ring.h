@@ -31,8 +31,10 @@ struct ring {
 int ring_open(struct ring *r, uint64_t pages);
 void ring_close(struct ring *r);
 
-/* ring_head is the position after the last one claimed. */
 /* ring_ahead gets memory for the next n positions, outside of barriers. */
+void ring_ahead(struct ring *r, uint64_t n);
+
+/* ring_head is the position after the last one claimed. */
 uint64_t ring_head(const struct ring *r);
 
 /* What counts as room: all but spare frames. How long to wait for it: until

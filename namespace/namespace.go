@@ -38,6 +38,8 @@ var (
 	ErrNoXattr      = errors.New("namespace: no such attribute")
 	ErrTooBig       = errors.New("namespace: attribute too big")
 	ErrTooManyLinks = errors.New("namespace: too many links")
+	// ErrCrossShare reports a rename or link from one share to another.
+	ErrCrossShare = errors.New("namespace: source and target are of different shares")
 )
 
 // OnClose says what happens to uncommitted stores through mappings when the last
@@ -59,6 +61,7 @@ type Inode struct {
 	Nlink      uint32
 	Rdev       uint32
 	Parent     Ino // directories: the directory above; 0 otherwise
+	Share      Ino // the top-level directory that is leased as a whole; 0: none
 	OnClose    OnClose
 	Atime      int64 // times in ns since 1970
 	Mtime      int64

@@ -2,10 +2,18 @@
 // open epoch, how they reach the memory node, and how pages come back.
 package rdmacache
 
-import "github.com/rpmemfs/rpmemfs/region"
+import (
+	"errors"
+
+	"github.com/rpmemfs/rpmemfs/region"
+)
 
 // PageSize is the size in bytes of a page and of a slot.
 const PageSize = region.PageSize
+
+// ErrFenced reports a lease that is over: nothing of its holder reaches the pool any
+// more. What was acknowledged is not affected.
+var ErrFenced = errors.New("rdmacache: fenced: the lease is over; mount again")
 
 // A Medium says what a flush promises.
 type Medium struct {

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rpmemfs/rpmemfs/epoch"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 )
@@ -293,5 +295,38 @@ func TestCapture(t *testing.T) {
 			}
 		}
 		pool.check(t, c)
+	}
+}
+
+// Copies that are dropped between the question whether the kernel has to write back
+// and the seal make the barrier fail: the next one asks again.
+func TestLossyBeforeFreeze(t *testing.T) {
+	pool := newMemory(100)
+	c, _ := pool.open(t)
+	c.Capturing(true)
+	if err := c.Truncate(t.Context(), 4*pageSize); err != nil {
+		t.Fatal(err)
+	}
+	if !c.Lossy() {
+		t.Error("not lossy when the first program comes")
+	}
+	if err := c.Truncate(t.Context(), 2*pageSize); err != nil { // copies of the rest may be in rings
+		t.Fatal(err)
+	}
+	if _, err := c.Freeze(t.Context()); !errors.Is(err, unix.EAGAIN) {
+		t.Fatalf("Freeze: %v", err)
+	}
+	if !c.Lossy() {
+		t.Error("the kernel is not asked at the next barrier")
+	}
+	id, err := c.Freeze(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Commit(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if c.Lossy() {
+		t.Error("still lossy after an epoch with all that the kernel had")
 	}
 }

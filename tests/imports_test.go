@@ -31,11 +31,12 @@ var edges = map[string][]string{
 	"client":      {module + "/epoch", module + "/attach/*", "golang.org/x/sys*"},
 	"control": {module + "/volume", module + "/attach", module + "/namespace", module + "/region", module + "/epoch", module + "/control/*",
 		"google.golang.org/grpc*", "google.golang.org/protobuf*", "golang.org/x/sys*"},
-	"control/*":  {"google.golang.org/grpc*", "google.golang.org/protobuf*"},
-	"heap":       {"golang.org/x/sys*"},
-	"internal/*": {"golang.org/x/sys*"},
-	"cmd/*":      {"*"},
-	"tests/*":    {"*"},
+	"control/*":   {"google.golang.org/grpc*", "google.golang.org/protobuf*"},
+	"node/nodepb": {module + "/epoch", module + "/namespace", module + "/region", "google.golang.org/grpc*", "google.golang.org/protobuf*"},
+	"heap":        {"golang.org/x/sys*"},
+	"internal/*":  {"golang.org/x/sys*"},
+	"cmd/*":       {"*"},
+	"tests/*":     {"*"},
 }
 
 // The packages import each other along the edges only.

@@ -29,28 +29,37 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// A Reason is what a caller can act on.
+// A Reason is what a caller can act on. Those from 18 on come from memory nodes
+// (node.proto) only.
 type Reason int32
 
 const (
-	Reason_REASON_UNSPECIFIED   Reason = 0
-	Reason_REASON_NOT_EXIST     Reason = 1
-	Reason_REASON_EXIST         Reason = 2
-	Reason_REASON_NOT_DIR       Reason = 3
-	Reason_REASON_IS_DIR        Reason = 4
-	Reason_REASON_INVALID       Reason = 5
-	Reason_REASON_NAME_TOO_LONG Reason = 6
-	Reason_REASON_NO_SPACE      Reason = 7
-	Reason_REASON_CORRUPT       Reason = 8
-	Reason_REASON_VERSION       Reason = 9
-	Reason_REASON_POISONED      Reason = 10
-	Reason_REASON_BUSY          Reason = 11
-	Reason_REASON_PERMISSION    Reason = 12
-	Reason_REASON_NOT_EMPTY     Reason = 13
-	Reason_REASON_CLOSED        Reason = 14
-	Reason_REASON_READ_ONLY     Reason = 15
-	Reason_REASON_NOT_REGULAR   Reason = 16
-	Reason_REASON_NOT_SUPPORTED Reason = 17
+	Reason_REASON_UNSPECIFIED    Reason = 0
+	Reason_REASON_NOT_EXIST      Reason = 1
+	Reason_REASON_EXIST          Reason = 2
+	Reason_REASON_NOT_DIR        Reason = 3
+	Reason_REASON_IS_DIR         Reason = 4
+	Reason_REASON_INVALID        Reason = 5
+	Reason_REASON_NAME_TOO_LONG  Reason = 6
+	Reason_REASON_NO_SPACE       Reason = 7
+	Reason_REASON_CORRUPT        Reason = 8
+	Reason_REASON_VERSION        Reason = 9
+	Reason_REASON_POISONED       Reason = 10
+	Reason_REASON_BUSY           Reason = 11
+	Reason_REASON_PERMISSION     Reason = 12
+	Reason_REASON_NOT_EMPTY      Reason = 13
+	Reason_REASON_CLOSED         Reason = 14
+	Reason_REASON_READ_ONLY      Reason = 15
+	Reason_REASON_NOT_REGULAR    Reason = 16
+	Reason_REASON_NOT_SUPPORTED  Reason = 17
+	Reason_REASON_NO_XATTR       Reason = 18
+	Reason_REASON_TOO_BIG        Reason = 19
+	Reason_REASON_TOO_MANY_LINKS Reason = 20
+	Reason_REASON_CROSS_SHARE    Reason = 21
+	Reason_REASON_FENCED         Reason = 22 // the session's lease is over
+	Reason_REASON_LEASED         Reason = 23 // somebody else has the lease
+	Reason_REASON_CHANGED        Reason = 24 // by another call; look and try again
+	Reason_REASON_NOT_OWNED      Reason = 25 // slots of somebody else
 )
 
 // Enum value maps for Reason.
@@ -74,26 +83,42 @@ var (
 		15: "REASON_READ_ONLY",
 		16: "REASON_NOT_REGULAR",
 		17: "REASON_NOT_SUPPORTED",
+		18: "REASON_NO_XATTR",
+		19: "REASON_TOO_BIG",
+		20: "REASON_TOO_MANY_LINKS",
+		21: "REASON_CROSS_SHARE",
+		22: "REASON_FENCED",
+		23: "REASON_LEASED",
+		24: "REASON_CHANGED",
+		25: "REASON_NOT_OWNED",
 	}
 	Reason_value = map[string]int32{
-		"REASON_UNSPECIFIED":   0,
-		"REASON_NOT_EXIST":     1,
-		"REASON_EXIST":         2,
-		"REASON_NOT_DIR":       3,
-		"REASON_IS_DIR":        4,
-		"REASON_INVALID":       5,
-		"REASON_NAME_TOO_LONG": 6,
-		"REASON_NO_SPACE":      7,
-		"REASON_CORRUPT":       8,
-		"REASON_VERSION":       9,
-		"REASON_POISONED":      10,
-		"REASON_BUSY":          11,
-		"REASON_PERMISSION":    12,
-		"REASON_NOT_EMPTY":     13,
-		"REASON_CLOSED":        14,
-		"REASON_READ_ONLY":     15,
-		"REASON_NOT_REGULAR":   16,
-		"REASON_NOT_SUPPORTED": 17,
+		"REASON_UNSPECIFIED":    0,
+		"REASON_NOT_EXIST":      1,
+		"REASON_EXIST":          2,
+		"REASON_NOT_DIR":        3,
+		"REASON_IS_DIR":         4,
+		"REASON_INVALID":        5,
+		"REASON_NAME_TOO_LONG":  6,
+		"REASON_NO_SPACE":       7,
+		"REASON_CORRUPT":        8,
+		"REASON_VERSION":        9,
+		"REASON_POISONED":       10,
+		"REASON_BUSY":           11,
+		"REASON_PERMISSION":     12,
+		"REASON_NOT_EMPTY":      13,
+		"REASON_CLOSED":         14,
+		"REASON_READ_ONLY":      15,
+		"REASON_NOT_REGULAR":    16,
+		"REASON_NOT_SUPPORTED":  17,
+		"REASON_NO_XATTR":       18,
+		"REASON_TOO_BIG":        19,
+		"REASON_TOO_MANY_LINKS": 20,
+		"REASON_CROSS_SHARE":    21,
+		"REASON_FENCED":         22,
+		"REASON_LEASED":         23,
+		"REASON_CHANGED":        24,
+		"REASON_NOT_OWNED":      25,
 	}
 )
 
@@ -2886,7 +2911,7 @@ const file_control_proto_rawDesc = "" +
 	"ExportData\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\v\n" +
-	"\tExportEnd*\x88\x03\n" +
+	"\tExportEnd*\xb4\x04\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10REASON_NOT_EXIST\x10\x01\x12\x10\n" +
@@ -2906,7 +2931,15 @@ const file_control_proto_rawDesc = "" +
 	"\rREASON_CLOSED\x10\x0e\x12\x14\n" +
 	"\x10REASON_READ_ONLY\x10\x0f\x12\x16\n" +
 	"\x12REASON_NOT_REGULAR\x10\x10\x12\x18\n" +
-	"\x14REASON_NOT_SUPPORTED\x10\x112\xc7\t\n" +
+	"\x14REASON_NOT_SUPPORTED\x10\x11\x12\x13\n" +
+	"\x0fREASON_NO_XATTR\x10\x12\x12\x12\n" +
+	"\x0eREASON_TOO_BIG\x10\x13\x12\x19\n" +
+	"\x15REASON_TOO_MANY_LINKS\x10\x14\x12\x16\n" +
+	"\x12REASON_CROSS_SHARE\x10\x15\x12\x11\n" +
+	"\rREASON_FENCED\x10\x16\x12\x11\n" +
+	"\rREASON_LEASED\x10\x17\x12\x12\n" +
+	"\x0eREASON_CHANGED\x10\x18\x12\x14\n" +
+	"\x10REASON_NOT_OWNED\x10\x192\xc7\t\n" +
 	"\aControl\x12O\n" +
 	"\x06Status\x12!.rpmemfs.control.v1.StatusRequest\x1a\".rpmemfs.control.v1.StatusResponse\x12I\n" +
 	"\x04Stat\x12\x1f.rpmemfs.control.v1.StatRequest\x1a .rpmemfs.control.v1.StatResponse\x12K\n" +

@@ -57,7 +57,7 @@ func FuzzRequestDecode(f *testing.F) {
 		s.open = v.open(&released)
 		ctx := t.Context()
 		for _, err := range dispatch(ctx, s, method, b) {
-			st, ok := status.FromError(statusError(err))
+			st, ok := status.FromError(wire.Encode(err))
 			if !ok || st.Code() == codes.OK {
 				t.Errorf("error %v has no status", err)
 			}

@@ -168,5 +168,5 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 
 func (s *Server) fail(method string, err error) error {
 	s.log.Debug("control call failed", "method", method, "err", err)
-	return statusError(err)
+	return wire.Encode(err)
 }

@@ -30,13 +30,16 @@ var edges = map[string][]string{
 	"attach/ring": {"golang.org/x/sys*"},
 	"client":      {module + "/epoch", module + "/attach/*", "golang.org/x/sys*"},
 	"control": {module + "/volume", module + "/attach", module + "/namespace", module + "/region", module + "/epoch", module + "/control/*",
+		module + "/internal/rpcerr",
 		"google.golang.org/grpc*", "google.golang.org/protobuf*", "golang.org/x/sys*"},
 	"control/*":   {"google.golang.org/grpc*", "google.golang.org/protobuf*"},
 	"node/nodepb": {module + "/epoch", module + "/namespace", module + "/region", "google.golang.org/grpc*", "google.golang.org/protobuf*"},
 	"heap":        {"golang.org/x/sys*"},
 	"internal/*":  {"golang.org/x/sys*"},
-	"cmd/*":       {"*"},
-	"tests/*":     {"*"},
+	"internal/rpcerr": {module + "/epoch", module + "/namespace", module + "/region", module + "/rdmacache", module + "/control/controlpb",
+		"google.golang.org/grpc*"},
+	"cmd/*":   {"*"},
+	"tests/*": {"*"},
 }
 
 // The packages import each other along the edges only.

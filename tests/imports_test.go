@@ -38,8 +38,9 @@ var edges = map[string][]string{
 	"internal/*":  {"golang.org/x/sys*"},
 	"internal/rpcerr": {module + "/epoch", module + "/namespace", module + "/region", module + "/rdmacache", module + "/control/controlpb",
 		"google.golang.org/grpc*"},
-	"cmd/*":   {"*"},
-	"tests/*": {"*"},
+	"internal/metrics": {"github.com/prometheus/client_golang*"},
+	"cmd/*":            {"*"},
+	"tests/*":          {"*"},
 }
 
 // The packages import each other along the edges only.

@@ -92,14 +92,6 @@ func (g Grant) uri() (*url.URL, error) {
 	return u, nil
 }
 
-// String is the grant as flags and tables show it: NAME or NAME:ro.
-func (g Grant) String() string {
-	if g.ReadOnly {
-		return g.Share + ":ro"
-	}
-	return g.Share
-}
-
 // validShare tells whether name can be a directory at the top of a pool.
 func validShare(name string) bool {
 	return name != "" && name != "." && name != ".." && len(name) <= maxShareName && !strings.ContainsAny(name, "/\x00")

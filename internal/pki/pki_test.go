@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"flag"
+	"fmt"
 	"net"
 	"net/url"
 	"os"
@@ -364,5 +365,38 @@ func TestCertificates(t *testing.T) {
 	}
 	if long.SerialNumber.BitLen() < 64 || long.SerialNumber.Cmp(year.SerialNumber) == 0 {
 		t.Errorf("serial numbers %x and %x", long.SerialNumber, year.SerialNumber)
+	}
+}
+
+func TestOptions(t *testing.T) {
+	dir := newAuthority(t)
+	files, err := pki.Find(dir, pki.Server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		options pki.Options
+		tls     bool
+		says    string // an error; empty: none
+	}{
+		{options: pki.Options{Insecure: true}},
+		{options: pki.Options{Pki: dir}, tls: true},
+		{options: pki.Options{Files: files}, tls: true},
+		{pki.Options{}, false, "TLS needs certificates"},
+		{pki.Options{Pki: dir, Insecure: true}, false, "give one of"},
+		{pki.Options{Pki: dir, Files: files}, false, "give one of"},
+		{pki.Options{Files: files, Insecure: true}, false, "give one of"},
+		{pki.Options{Files: pki.Files{Cert: files.Cert, CA: files.CA}}, false, "go together"},
+		{pki.Options{Pki: dir + "/compute"}, false, "not a certificate for a server"},
+		{pki.Options{Pki: t.TempDir()}, false, "no server certificate"},
+	} {
+		got, err := tt.options.ServerConfig()
+		expect(t, fmt.Sprintf("%+v", tt.options), err, tt.says)
+		if (got != nil) != tt.tls {
+			t.Errorf("%+v: got %v, want TLS %v", tt.options, got, tt.tls)
+		}
+	}
+	if c, err := (&pki.Options{Pki: dir}).ClientConfig(); err != nil || c.RootCAs == nil {
+		t.Errorf("client: got %v, %v", c, err)
 	}
 }

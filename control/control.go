@@ -55,6 +55,15 @@ type Info struct {
 	Started    time.Time // when the pool was opened
 	// Attached tells of the files that programs are attached to; nil: none.
 	Attached func() []attach.Status
+	// Lease tells of the lease of a share; nil for a pool of its own.
+	Lease func() Lease
+}
+
+// A Lease is the right of a mount to write a share of a memory node.
+type Lease struct {
+	Share string        // "/" for the whole pool
+	Lasts time.Duration // after each sign of life
+	Lost  error         // why it is over; nil while it is held
 }
 
 // Limits of what a caller may send and of what waits for it.

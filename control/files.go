@@ -17,8 +17,9 @@ import (
 
 // Status implements controlpb.ControlServer.
 func (s *Server) Status(ctx context.Context, _ *controlpb.StatusRequest) (*controlpb.StatusResponse, error) {
+	lease := s.lease()
 	st, err := s.volume.Status(ctx)
-	if err != nil {
+	if err != nil && lease.GetLost() == "" { // else what is known of the mount itself
 		return nil, fmt.Errorf("status: %w", err)
 	}
 	return &controlpb.StatusResponse{
@@ -50,8 +51,21 @@ func (s *Server) Status(ctx context.Context, _ *controlpb.StatusRequest) (*contr
 		MediumBytesWritten: st.Traffic.BytesWritten,
 		MediumFlushes:      st.Traffic.Flushes,
 
+		Lease:    lease,
 		Attached: s.attached(ctx),
 	}, nil
+}
+
+func (s *Server) lease() *controlpb.Lease {
+	if s.info.Lease == nil {
+		return nil
+	}
+	l := s.info.Lease()
+	lease := &controlpb.Lease{Share: text(l.Share), Lasts: uint64(l.Lasts)}
+	if l.Lost != nil {
+		lease.Lost = text(l.Lost.Error())
+	}
+	return lease
 }
 
 // Stat implements controlpb.ControlServer.

@@ -64,9 +64,34 @@ type poolJSON struct {
 	MediumFlushes   uint64 `json:"medium_flushes"`
 	Error           string `json:"error,omitempty"`
 
+	Lease    *leaseJSON     `json:"lease,omitempty"`
 	Attached []attachedJSON `json:"attached"`
 
 	started int64
+}
+
+// A leaseJSON is the right of a mount to write a share of a memory node.
+type leaseJSON struct {
+	Share   string `json:"share"`
+	LastsNS uint64 `json:"lasts_ns"`
+	Lost    string `json:"lost,omitempty"` // why it is over
+}
+
+func leaseOf(s *controlpb.StatusResponse) *leaseJSON {
+	if s.GetLease() == nil {
+		return nil
+	}
+	return &leaseJSON{Share: s.GetLease().GetShare(), LastsNS: s.GetLease().GetLasts(), Lost: s.GetLease().GetLost()}
+}
+
+func (l *leaseJSON) text() string {
+	switch {
+	case l == nil:
+		return ""
+	case l.Lost != "":
+		return "LOST, files give EIO until it is mounted again: " + clean(l.Lost)
+	}
+	return fmt.Sprintf("of share %s, for %v after each sign of life", clean(l.Share), time.Duration(l.LastsNS))
 }
 
 func (a *app) status(ctx context.Context, args []string) error {
@@ -125,7 +150,7 @@ func (a *app) poolStatus(ctx context.Context, path string) (*poolJSON, error) {
 		PagesCommitted: s.GetPagesCommitted(), BytesCommitted: s.GetPagesCommitted() * region.PageSize,
 		PagesUnchanged: s.GetPagesUnchanged(),
 		MediumWritten:  s.GetMediumBytesWritten(), MediumFlushes: s.GetMediumFlushes(),
-		Attached: attachedFiles(s),
+		Lease: leaseOf(s), Attached: attachedFiles(s),
 	}, nil
 }
 
@@ -181,6 +206,7 @@ func (a *app) printPool(w io.Writer, s poolJSON) {
 			plural(s.MediumFlushes, "time"), plural(s.PagesUnchanged, "page")),
 		"on close", onCloseText(s.OnClose),
 		"generation", fmt.Sprint(s.Generation),
+		"lease", s.Lease.text(),
 	)
 	for _, f := range s.Attached {
 		fmt.Fprintln(w)

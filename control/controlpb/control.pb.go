@@ -258,6 +258,7 @@ type StatusResponse struct {
 	PagesUnchanged     uint64                 `protobuf:"varint,24,opt,name=pages_unchanged,json=pagesUnchanged,proto3" json:"pages_unchanged,omitempty"` // that arrived but equal what was there
 	MediumBytesWritten uint64                 `protobuf:"varint,25,opt,name=medium_bytes_written,json=mediumBytesWritten,proto3" json:"medium_bytes_written,omitempty"`
 	MediumFlushes      uint64                 `protobuf:"varint,26,opt,name=medium_flushes,json=mediumFlushes,proto3" json:"medium_flushes,omitempty"`
+	Lease              *Lease                 `protobuf:"bytes,27,opt,name=lease,proto3" json:"lease,omitempty"`       // of a share of a memory node; absent for a pool of its own
 	Attached           []*AttachedFile        `protobuf:"bytes,40,rep,name=attached,proto3" json:"attached,omitempty"` // by inode number
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -475,11 +476,79 @@ func (x *StatusResponse) GetMediumFlushes() uint64 {
 	return 0
 }
 
+func (x *StatusResponse) GetLease() *Lease {
+	if x != nil {
+		return x.Lease
+	}
+	return nil
+}
+
 func (x *StatusResponse) GetAttached() []*AttachedFile {
 	if x != nil {
 		return x.Attached
 	}
 	return nil
+}
+
+// A Lease is the right of a mount to write a share of a memory node.
+type Lease struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Share         string                 `protobuf:"bytes,1,opt,name=share,proto3" json:"share,omitempty"`  // "/" for the whole pool
+	Lasts         uint64                 `protobuf:"varint,2,opt,name=lasts,proto3" json:"lasts,omitempty"` // nanoseconds after each sign of life
+	Lost          string                 `protobuf:"bytes,3,opt,name=lost,proto3" json:"lost,omitempty"`    // why it is over; empty while it is held
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lease) Reset() {
+	*x = Lease{}
+	mi := &file_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lease) ProtoMessage() {}
+
+func (x *Lease) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lease.ProtoReflect.Descriptor instead.
+func (*Lease) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Lease) GetShare() string {
+	if x != nil {
+		return x.Share
+	}
+	return ""
+}
+
+func (x *Lease) GetLasts() uint64 {
+	if x != nil {
+		return x.Lasts
+	}
+	return 0
+}
+
+func (x *Lease) GetLost() string {
+	if x != nil {
+		return x.Lost
+	}
+	return ""
 }
 
 // An AttachedFile is a file that programs are attached to: they capture what they
@@ -502,7 +571,7 @@ type AttachedFile struct {
 
 func (x *AttachedFile) Reset() {
 	*x = AttachedFile{}
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -514,7 +583,7 @@ func (x *AttachedFile) String() string {
 func (*AttachedFile) ProtoMessage() {}
 
 func (x *AttachedFile) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -527,7 +596,7 @@ func (x *AttachedFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachedFile.ProtoReflect.Descriptor instead.
 func (*AttachedFile) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{3}
+	return file_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AttachedFile) GetIno() uint64 {
@@ -613,7 +682,7 @@ type AttachedProgram struct {
 
 func (x *AttachedProgram) Reset() {
 	*x = AttachedProgram{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +694,7 @@ func (x *AttachedProgram) String() string {
 func (*AttachedProgram) ProtoMessage() {}
 
 func (x *AttachedProgram) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +707,7 @@ func (x *AttachedProgram) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachedProgram.ProtoReflect.Descriptor instead.
 func (*AttachedProgram) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AttachedProgram) GetPid() int64 {
@@ -696,7 +765,7 @@ type Barrier struct {
 
 func (x *Barrier) Reset() {
 	*x = Barrier{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -708,7 +777,7 @@ func (x *Barrier) String() string {
 func (*Barrier) ProtoMessage() {}
 
 func (x *Barrier) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -721,7 +790,7 @@ func (x *Barrier) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Barrier.ProtoReflect.Descriptor instead.
 func (*Barrier) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Barrier) GetNumber() uint64 {
@@ -803,7 +872,7 @@ type StatRequest struct {
 
 func (x *StatRequest) Reset() {
 	*x = StatRequest{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -815,7 +884,7 @@ func (x *StatRequest) String() string {
 func (*StatRequest) ProtoMessage() {}
 
 func (x *StatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -828,7 +897,7 @@ func (x *StatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatRequest.ProtoReflect.Descriptor instead.
 func (*StatRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *StatRequest) GetIno() uint64 {
@@ -867,7 +936,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +948,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +961,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *File) GetIno() uint64 {
@@ -1037,7 +1106,7 @@ type StatResponse struct {
 
 func (x *StatResponse) Reset() {
 	*x = StatResponse{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1118,7 @@ func (x *StatResponse) String() string {
 func (*StatResponse) ProtoMessage() {}
 
 func (x *StatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1131,7 @@ func (x *StatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatResponse.ProtoReflect.Descriptor instead.
 func (*StatResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StatResponse) GetFile() *File {
@@ -1081,7 +1150,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1093,7 +1162,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1106,7 +1175,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListRequest) GetIno() uint64 {
@@ -1127,7 +1196,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1208,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1221,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListResponse) GetName() []byte {
@@ -1185,7 +1254,7 @@ type CommitRequest struct {
 
 func (x *CommitRequest) Reset() {
 	*x = CommitRequest{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1266,7 @@ func (x *CommitRequest) String() string {
 func (*CommitRequest) ProtoMessage() {}
 
 func (x *CommitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1279,7 @@ func (x *CommitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitRequest.ProtoReflect.Descriptor instead.
 func (*CommitRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CommitRequest) GetIno() uint64 {
@@ -1229,7 +1298,7 @@ type CommitResponse struct {
 
 func (x *CommitResponse) Reset() {
 	*x = CommitResponse{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1310,7 @@ func (x *CommitResponse) String() string {
 func (*CommitResponse) ProtoMessage() {}
 
 func (x *CommitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1323,7 @@ func (x *CommitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitResponse.ProtoReflect.Descriptor instead.
 func (*CommitResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CommitResponse) GetEpoch() uint64 {
@@ -1272,7 +1341,7 @@ type OpenFilesRequest struct {
 
 func (x *OpenFilesRequest) Reset() {
 	*x = OpenFilesRequest{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1284,7 +1353,7 @@ func (x *OpenFilesRequest) String() string {
 func (*OpenFilesRequest) ProtoMessage() {}
 
 func (x *OpenFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1297,7 +1366,7 @@ func (x *OpenFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenFilesRequest.ProtoReflect.Descriptor instead.
 func (*OpenFilesRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 type OpenFilesResponse struct {
@@ -1311,7 +1380,7 @@ type OpenFilesResponse struct {
 
 func (x *OpenFilesResponse) Reset() {
 	*x = OpenFilesResponse{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1323,7 +1392,7 @@ func (x *OpenFilesResponse) String() string {
 func (*OpenFilesResponse) ProtoMessage() {}
 
 func (x *OpenFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1405,7 @@ func (x *OpenFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenFilesResponse.ProtoReflect.Descriptor instead.
 func (*OpenFilesResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *OpenFilesResponse) GetIno() uint64 {
@@ -1368,7 +1437,7 @@ type CommitAllRequest struct {
 
 func (x *CommitAllRequest) Reset() {
 	*x = CommitAllRequest{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1380,7 +1449,7 @@ func (x *CommitAllRequest) String() string {
 func (*CommitAllRequest) ProtoMessage() {}
 
 func (x *CommitAllRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1393,7 +1462,7 @@ func (x *CommitAllRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitAllRequest.ProtoReflect.Descriptor instead.
 func (*CommitAllRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 type CommitAllResponse struct {
@@ -1405,7 +1474,7 @@ type CommitAllResponse struct {
 
 func (x *CommitAllResponse) Reset() {
 	*x = CommitAllResponse{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1417,7 +1486,7 @@ func (x *CommitAllResponse) String() string {
 func (*CommitAllResponse) ProtoMessage() {}
 
 func (x *CommitAllResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1430,7 +1499,7 @@ func (x *CommitAllResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommitAllResponse.ProtoReflect.Descriptor instead.
 func (*CommitAllResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CommitAllResponse) GetFiles() uint64 {
@@ -1453,7 +1522,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1465,7 +1534,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1478,7 +1547,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Checkpoint) GetName() string {
@@ -1526,7 +1595,7 @@ type SaveCheckpointRequest struct {
 
 func (x *SaveCheckpointRequest) Reset() {
 	*x = SaveCheckpointRequest{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1607,7 @@ func (x *SaveCheckpointRequest) String() string {
 func (*SaveCheckpointRequest) ProtoMessage() {}
 
 func (x *SaveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1620,7 @@ func (x *SaveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*SaveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SaveCheckpointRequest) GetIno() uint64 {
@@ -1577,7 +1646,7 @@ type SaveCheckpointResponse struct {
 
 func (x *SaveCheckpointResponse) Reset() {
 	*x = SaveCheckpointResponse{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1658,7 @@ func (x *SaveCheckpointResponse) String() string {
 func (*SaveCheckpointResponse) ProtoMessage() {}
 
 func (x *SaveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1671,7 @@ func (x *SaveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*SaveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SaveCheckpointResponse) GetCheckpoint() *Checkpoint {
@@ -1621,7 +1690,7 @@ type CheckpointsRequest struct {
 
 func (x *CheckpointsRequest) Reset() {
 	*x = CheckpointsRequest{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1633,7 +1702,7 @@ func (x *CheckpointsRequest) String() string {
 func (*CheckpointsRequest) ProtoMessage() {}
 
 func (x *CheckpointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1646,7 +1715,7 @@ func (x *CheckpointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointsRequest.ProtoReflect.Descriptor instead.
 func (*CheckpointsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CheckpointsRequest) GetIno() uint64 {
@@ -1665,7 +1734,7 @@ type CheckpointsResponse struct {
 
 func (x *CheckpointsResponse) Reset() {
 	*x = CheckpointsResponse{}
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1677,7 +1746,7 @@ func (x *CheckpointsResponse) String() string {
 func (*CheckpointsResponse) ProtoMessage() {}
 
 func (x *CheckpointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[21]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1690,7 +1759,7 @@ func (x *CheckpointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckpointsResponse.ProtoReflect.Descriptor instead.
 func (*CheckpointsResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{21}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CheckpointsResponse) GetCheckpoints() []*Checkpoint {
@@ -1710,7 +1779,7 @@ type DropCheckpointRequest struct {
 
 func (x *DropCheckpointRequest) Reset() {
 	*x = DropCheckpointRequest{}
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1791,7 @@ func (x *DropCheckpointRequest) String() string {
 func (*DropCheckpointRequest) ProtoMessage() {}
 
 func (x *DropCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[22]
+	mi := &file_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1804,7 @@ func (x *DropCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DropCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{22}
+	return file_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DropCheckpointRequest) GetIno() uint64 {
@@ -1760,7 +1829,7 @@ type DropCheckpointResponse struct {
 
 func (x *DropCheckpointResponse) Reset() {
 	*x = DropCheckpointResponse{}
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1772,7 +1841,7 @@ func (x *DropCheckpointResponse) String() string {
 func (*DropCheckpointResponse) ProtoMessage() {}
 
 func (x *DropCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[23]
+	mi := &file_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1785,7 +1854,7 @@ func (x *DropCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*DropCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{23}
+	return file_control_proto_rawDescGZIP(), []int{24}
 }
 
 type RollbackRequest struct {
@@ -1797,7 +1866,7 @@ type RollbackRequest struct {
 
 func (x *RollbackRequest) Reset() {
 	*x = RollbackRequest{}
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1809,7 +1878,7 @@ func (x *RollbackRequest) String() string {
 func (*RollbackRequest) ProtoMessage() {}
 
 func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[24]
+	mi := &file_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1822,7 +1891,7 @@ func (x *RollbackRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackRequest.ProtoReflect.Descriptor instead.
 func (*RollbackRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{24}
+	return file_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RollbackRequest) GetIno() uint64 {
@@ -1842,7 +1911,7 @@ type RollbackResponse struct {
 
 func (x *RollbackResponse) Reset() {
 	*x = RollbackResponse{}
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1854,7 +1923,7 @@ func (x *RollbackResponse) String() string {
 func (*RollbackResponse) ProtoMessage() {}
 
 func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[25]
+	mi := &file_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1867,7 +1936,7 @@ func (x *RollbackResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RollbackResponse.ProtoReflect.Descriptor instead.
 func (*RollbackResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{25}
+	return file_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RollbackResponse) GetPages() uint64 {
@@ -1895,7 +1964,7 @@ type RestoreRequest struct {
 
 func (x *RestoreRequest) Reset() {
 	*x = RestoreRequest{}
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1907,7 +1976,7 @@ func (x *RestoreRequest) String() string {
 func (*RestoreRequest) ProtoMessage() {}
 
 func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[26]
+	mi := &file_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1920,7 +1989,7 @@ func (x *RestoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreRequest.ProtoReflect.Descriptor instead.
 func (*RestoreRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{26}
+	return file_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RestoreRequest) GetIno() uint64 {
@@ -1953,7 +2022,7 @@ type RestoreResponse struct {
 
 func (x *RestoreResponse) Reset() {
 	*x = RestoreResponse{}
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2034,7 @@ func (x *RestoreResponse) String() string {
 func (*RestoreResponse) ProtoMessage() {}
 
 func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[27]
+	mi := &file_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2047,7 @@ func (x *RestoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestoreResponse.ProtoReflect.Descriptor instead.
 func (*RestoreResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{27}
+	return file_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RestoreResponse) GetEpoch() uint64 {
@@ -2000,7 +2069,7 @@ type CloneRequest struct {
 
 func (x *CloneRequest) Reset() {
 	*x = CloneRequest{}
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2081,7 @@ func (x *CloneRequest) String() string {
 func (*CloneRequest) ProtoMessage() {}
 
 func (x *CloneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[28]
+	mi := &file_control_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2094,7 @@ func (x *CloneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneRequest.ProtoReflect.Descriptor instead.
 func (*CloneRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{28}
+	return file_control_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CloneRequest) GetIno() uint64 {
@@ -2065,7 +2134,7 @@ type CloneResponse struct {
 
 func (x *CloneResponse) Reset() {
 	*x = CloneResponse{}
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2077,7 +2146,7 @@ func (x *CloneResponse) String() string {
 func (*CloneResponse) ProtoMessage() {}
 
 func (x *CloneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[29]
+	mi := &file_control_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2090,7 +2159,7 @@ func (x *CloneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneResponse.ProtoReflect.Descriptor instead.
 func (*CloneResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{29}
+	return file_control_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *CloneResponse) GetIno() uint64 {
@@ -2109,7 +2178,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2121,7 +2190,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[30]
+	mi := &file_control_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2134,7 +2203,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{30}
+	return file_control_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CheckRequest) GetIno() uint64 {
@@ -2158,7 +2227,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2170,7 +2239,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[31]
+	mi := &file_control_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2183,7 +2252,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{31}
+	return file_control_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CheckResponse) GetEvent() isCheckResponse_Event {
@@ -2252,7 +2321,7 @@ type CheckProgress struct {
 
 func (x *CheckProgress) Reset() {
 	*x = CheckProgress{}
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2264,7 +2333,7 @@ func (x *CheckProgress) String() string {
 func (*CheckProgress) ProtoMessage() {}
 
 func (x *CheckProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[32]
+	mi := &file_control_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2277,7 +2346,7 @@ func (x *CheckProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckProgress.ProtoReflect.Descriptor instead.
 func (*CheckProgress) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{32}
+	return file_control_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CheckProgress) GetDone() uint64 {
@@ -2305,7 +2374,7 @@ type CheckProblem struct {
 
 func (x *CheckProblem) Reset() {
 	*x = CheckProblem{}
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2317,7 +2386,7 @@ func (x *CheckProblem) String() string {
 func (*CheckProblem) ProtoMessage() {}
 
 func (x *CheckProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[33]
+	mi := &file_control_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2330,7 +2399,7 @@ func (x *CheckProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckProblem.ProtoReflect.Descriptor instead.
 func (*CheckProblem) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{33}
+	return file_control_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CheckProblem) GetIno() uint64 {
@@ -2366,7 +2435,7 @@ type CheckSummary struct {
 
 func (x *CheckSummary) Reset() {
 	*x = CheckSummary{}
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2378,7 +2447,7 @@ func (x *CheckSummary) String() string {
 func (*CheckSummary) ProtoMessage() {}
 
 func (x *CheckSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[34]
+	mi := &file_control_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2391,7 +2460,7 @@ func (x *CheckSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckSummary.ProtoReflect.Descriptor instead.
 func (*CheckSummary) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{34}
+	return file_control_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CheckSummary) GetFiles() uint64 {
@@ -2432,7 +2501,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_control_proto_msgTypes[35]
+	mi := &file_control_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2444,7 +2513,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[35]
+	mi := &file_control_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2457,7 +2526,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{35}
+	return file_control_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExportRequest) GetIno() uint64 {
@@ -2488,7 +2557,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_control_proto_msgTypes[36]
+	mi := &file_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2500,7 +2569,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[36]
+	mi := &file_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2513,7 +2582,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{36}
+	return file_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExportResponse) GetEvent() isExportResponse_Event {
@@ -2582,7 +2651,7 @@ type ExportHeader struct {
 
 func (x *ExportHeader) Reset() {
 	*x = ExportHeader{}
-	mi := &file_control_proto_msgTypes[37]
+	mi := &file_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2594,7 +2663,7 @@ func (x *ExportHeader) String() string {
 func (*ExportHeader) ProtoMessage() {}
 
 func (x *ExportHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[37]
+	mi := &file_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2607,7 +2676,7 @@ func (x *ExportHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportHeader.ProtoReflect.Descriptor instead.
 func (*ExportHeader) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{37}
+	return file_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ExportHeader) GetSize() uint64 {
@@ -2634,7 +2703,7 @@ type ExportData struct {
 
 func (x *ExportData) Reset() {
 	*x = ExportData{}
-	mi := &file_control_proto_msgTypes[38]
+	mi := &file_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2646,7 +2715,7 @@ func (x *ExportData) String() string {
 func (*ExportData) ProtoMessage() {}
 
 func (x *ExportData) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[38]
+	mi := &file_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2659,7 +2728,7 @@ func (x *ExportData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportData.ProtoReflect.Descriptor instead.
 func (*ExportData) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{38}
+	return file_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExportData) GetOffset() uint64 {
@@ -2684,7 +2753,7 @@ type ExportEnd struct {
 
 func (x *ExportEnd) Reset() {
 	*x = ExportEnd{}
-	mi := &file_control_proto_msgTypes[39]
+	mi := &file_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2696,7 +2765,7 @@ func (x *ExportEnd) String() string {
 func (*ExportEnd) ProtoMessage() {}
 
 func (x *ExportEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[39]
+	mi := &file_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2709,7 +2778,7 @@ func (x *ExportEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportEnd.ProtoReflect.Descriptor instead.
 func (*ExportEnd) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{39}
+	return file_control_proto_rawDescGZIP(), []int{40}
 }
 
 var File_control_proto protoreflect.FileDescriptor
@@ -2719,7 +2788,7 @@ const file_control_proto_rawDesc = "" +
 	"\rcontrol.proto\x12\x12rpmemfs.control.v1\"A\n" +
 	"\vErrorDetail\x122\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1a.rpmemfs.control.v1.ReasonR\x06reason\"\x0f\n" +
-	"\rStatusRequest\"\x85\a\n" +
+	"\rStatusRequest\"\xb6\a\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x03R\x03pid\x12\x1b\n" +
@@ -2755,8 +2824,13 @@ const file_control_proto_rawDesc = "" +
 	"\x0fpages_committed\x18\x17 \x01(\x04R\x0epagesCommitted\x12'\n" +
 	"\x0fpages_unchanged\x18\x18 \x01(\x04R\x0epagesUnchanged\x120\n" +
 	"\x14medium_bytes_written\x18\x19 \x01(\x04R\x12mediumBytesWritten\x12%\n" +
-	"\x0emedium_flushes\x18\x1a \x01(\x04R\rmediumFlushes\x12<\n" +
-	"\battached\x18( \x03(\v2 .rpmemfs.control.v1.AttachedFileR\battached\"\xd2\x02\n" +
+	"\x0emedium_flushes\x18\x1a \x01(\x04R\rmediumFlushes\x12/\n" +
+	"\x05lease\x18\x1b \x01(\v2\x19.rpmemfs.control.v1.LeaseR\x05lease\x12<\n" +
+	"\battached\x18( \x03(\v2 .rpmemfs.control.v1.AttachedFileR\battached\"G\n" +
+	"\x05Lease\x12\x14\n" +
+	"\x05share\x18\x01 \x01(\tR\x05share\x12\x14\n" +
+	"\x05lasts\x18\x02 \x01(\x04R\x05lasts\x12\x12\n" +
+	"\x04lost\x18\x03 \x01(\tR\x04lost\"\xd2\x02\n" +
 	"\fAttachedFile\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\fR\x04path\x12\x1a\n" +
@@ -2969,98 +3043,100 @@ func file_control_proto_rawDescGZIP() []byte {
 }
 
 var file_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_control_proto_goTypes = []any{
 	(Reason)(0),                    // 0: rpmemfs.control.v1.Reason
 	(*ErrorDetail)(nil),            // 1: rpmemfs.control.v1.ErrorDetail
 	(*StatusRequest)(nil),          // 2: rpmemfs.control.v1.StatusRequest
 	(*StatusResponse)(nil),         // 3: rpmemfs.control.v1.StatusResponse
-	(*AttachedFile)(nil),           // 4: rpmemfs.control.v1.AttachedFile
-	(*AttachedProgram)(nil),        // 5: rpmemfs.control.v1.AttachedProgram
-	(*Barrier)(nil),                // 6: rpmemfs.control.v1.Barrier
-	(*StatRequest)(nil),            // 7: rpmemfs.control.v1.StatRequest
-	(*File)(nil),                   // 8: rpmemfs.control.v1.File
-	(*StatResponse)(nil),           // 9: rpmemfs.control.v1.StatResponse
-	(*ListRequest)(nil),            // 10: rpmemfs.control.v1.ListRequest
-	(*ListResponse)(nil),           // 11: rpmemfs.control.v1.ListResponse
-	(*CommitRequest)(nil),          // 12: rpmemfs.control.v1.CommitRequest
-	(*CommitResponse)(nil),         // 13: rpmemfs.control.v1.CommitResponse
-	(*OpenFilesRequest)(nil),       // 14: rpmemfs.control.v1.OpenFilesRequest
-	(*OpenFilesResponse)(nil),      // 15: rpmemfs.control.v1.OpenFilesResponse
-	(*CommitAllRequest)(nil),       // 16: rpmemfs.control.v1.CommitAllRequest
-	(*CommitAllResponse)(nil),      // 17: rpmemfs.control.v1.CommitAllResponse
-	(*Checkpoint)(nil),             // 18: rpmemfs.control.v1.Checkpoint
-	(*SaveCheckpointRequest)(nil),  // 19: rpmemfs.control.v1.SaveCheckpointRequest
-	(*SaveCheckpointResponse)(nil), // 20: rpmemfs.control.v1.SaveCheckpointResponse
-	(*CheckpointsRequest)(nil),     // 21: rpmemfs.control.v1.CheckpointsRequest
-	(*CheckpointsResponse)(nil),    // 22: rpmemfs.control.v1.CheckpointsResponse
-	(*DropCheckpointRequest)(nil),  // 23: rpmemfs.control.v1.DropCheckpointRequest
-	(*DropCheckpointResponse)(nil), // 24: rpmemfs.control.v1.DropCheckpointResponse
-	(*RollbackRequest)(nil),        // 25: rpmemfs.control.v1.RollbackRequest
-	(*RollbackResponse)(nil),       // 26: rpmemfs.control.v1.RollbackResponse
-	(*RestoreRequest)(nil),         // 27: rpmemfs.control.v1.RestoreRequest
-	(*RestoreResponse)(nil),        // 28: rpmemfs.control.v1.RestoreResponse
-	(*CloneRequest)(nil),           // 29: rpmemfs.control.v1.CloneRequest
-	(*CloneResponse)(nil),          // 30: rpmemfs.control.v1.CloneResponse
-	(*CheckRequest)(nil),           // 31: rpmemfs.control.v1.CheckRequest
-	(*CheckResponse)(nil),          // 32: rpmemfs.control.v1.CheckResponse
-	(*CheckProgress)(nil),          // 33: rpmemfs.control.v1.CheckProgress
-	(*CheckProblem)(nil),           // 34: rpmemfs.control.v1.CheckProblem
-	(*CheckSummary)(nil),           // 35: rpmemfs.control.v1.CheckSummary
-	(*ExportRequest)(nil),          // 36: rpmemfs.control.v1.ExportRequest
-	(*ExportResponse)(nil),         // 37: rpmemfs.control.v1.ExportResponse
-	(*ExportHeader)(nil),           // 38: rpmemfs.control.v1.ExportHeader
-	(*ExportData)(nil),             // 39: rpmemfs.control.v1.ExportData
-	(*ExportEnd)(nil),              // 40: rpmemfs.control.v1.ExportEnd
+	(*Lease)(nil),                  // 4: rpmemfs.control.v1.Lease
+	(*AttachedFile)(nil),           // 5: rpmemfs.control.v1.AttachedFile
+	(*AttachedProgram)(nil),        // 6: rpmemfs.control.v1.AttachedProgram
+	(*Barrier)(nil),                // 7: rpmemfs.control.v1.Barrier
+	(*StatRequest)(nil),            // 8: rpmemfs.control.v1.StatRequest
+	(*File)(nil),                   // 9: rpmemfs.control.v1.File
+	(*StatResponse)(nil),           // 10: rpmemfs.control.v1.StatResponse
+	(*ListRequest)(nil),            // 11: rpmemfs.control.v1.ListRequest
+	(*ListResponse)(nil),           // 12: rpmemfs.control.v1.ListResponse
+	(*CommitRequest)(nil),          // 13: rpmemfs.control.v1.CommitRequest
+	(*CommitResponse)(nil),         // 14: rpmemfs.control.v1.CommitResponse
+	(*OpenFilesRequest)(nil),       // 15: rpmemfs.control.v1.OpenFilesRequest
+	(*OpenFilesResponse)(nil),      // 16: rpmemfs.control.v1.OpenFilesResponse
+	(*CommitAllRequest)(nil),       // 17: rpmemfs.control.v1.CommitAllRequest
+	(*CommitAllResponse)(nil),      // 18: rpmemfs.control.v1.CommitAllResponse
+	(*Checkpoint)(nil),             // 19: rpmemfs.control.v1.Checkpoint
+	(*SaveCheckpointRequest)(nil),  // 20: rpmemfs.control.v1.SaveCheckpointRequest
+	(*SaveCheckpointResponse)(nil), // 21: rpmemfs.control.v1.SaveCheckpointResponse
+	(*CheckpointsRequest)(nil),     // 22: rpmemfs.control.v1.CheckpointsRequest
+	(*CheckpointsResponse)(nil),    // 23: rpmemfs.control.v1.CheckpointsResponse
+	(*DropCheckpointRequest)(nil),  // 24: rpmemfs.control.v1.DropCheckpointRequest
+	(*DropCheckpointResponse)(nil), // 25: rpmemfs.control.v1.DropCheckpointResponse
+	(*RollbackRequest)(nil),        // 26: rpmemfs.control.v1.RollbackRequest
+	(*RollbackResponse)(nil),       // 27: rpmemfs.control.v1.RollbackResponse
+	(*RestoreRequest)(nil),         // 28: rpmemfs.control.v1.RestoreRequest
+	(*RestoreResponse)(nil),        // 29: rpmemfs.control.v1.RestoreResponse
+	(*CloneRequest)(nil),           // 30: rpmemfs.control.v1.CloneRequest
+	(*CloneResponse)(nil),          // 31: rpmemfs.control.v1.CloneResponse
+	(*CheckRequest)(nil),           // 32: rpmemfs.control.v1.CheckRequest
+	(*CheckResponse)(nil),          // 33: rpmemfs.control.v1.CheckResponse
+	(*CheckProgress)(nil),          // 34: rpmemfs.control.v1.CheckProgress
+	(*CheckProblem)(nil),           // 35: rpmemfs.control.v1.CheckProblem
+	(*CheckSummary)(nil),           // 36: rpmemfs.control.v1.CheckSummary
+	(*ExportRequest)(nil),          // 37: rpmemfs.control.v1.ExportRequest
+	(*ExportResponse)(nil),         // 38: rpmemfs.control.v1.ExportResponse
+	(*ExportHeader)(nil),           // 39: rpmemfs.control.v1.ExportHeader
+	(*ExportData)(nil),             // 40: rpmemfs.control.v1.ExportData
+	(*ExportEnd)(nil),              // 41: rpmemfs.control.v1.ExportEnd
 }
 var file_control_proto_depIdxs = []int32{
 	0,  // 0: rpmemfs.control.v1.ErrorDetail.reason:type_name -> rpmemfs.control.v1.Reason
-	4,  // 1: rpmemfs.control.v1.StatusResponse.attached:type_name -> rpmemfs.control.v1.AttachedFile
-	5,  // 2: rpmemfs.control.v1.AttachedFile.programs:type_name -> rpmemfs.control.v1.AttachedProgram
-	6,  // 3: rpmemfs.control.v1.AttachedFile.last:type_name -> rpmemfs.control.v1.Barrier
-	8,  // 4: rpmemfs.control.v1.StatResponse.file:type_name -> rpmemfs.control.v1.File
-	8,  // 5: rpmemfs.control.v1.ListResponse.file:type_name -> rpmemfs.control.v1.File
-	18, // 6: rpmemfs.control.v1.SaveCheckpointResponse.checkpoint:type_name -> rpmemfs.control.v1.Checkpoint
-	18, // 7: rpmemfs.control.v1.CheckpointsResponse.checkpoints:type_name -> rpmemfs.control.v1.Checkpoint
-	33, // 8: rpmemfs.control.v1.CheckResponse.progress:type_name -> rpmemfs.control.v1.CheckProgress
-	34, // 9: rpmemfs.control.v1.CheckResponse.problem:type_name -> rpmemfs.control.v1.CheckProblem
-	35, // 10: rpmemfs.control.v1.CheckResponse.summary:type_name -> rpmemfs.control.v1.CheckSummary
-	38, // 11: rpmemfs.control.v1.ExportResponse.header:type_name -> rpmemfs.control.v1.ExportHeader
-	39, // 12: rpmemfs.control.v1.ExportResponse.data:type_name -> rpmemfs.control.v1.ExportData
-	40, // 13: rpmemfs.control.v1.ExportResponse.end:type_name -> rpmemfs.control.v1.ExportEnd
-	2,  // 14: rpmemfs.control.v1.Control.Status:input_type -> rpmemfs.control.v1.StatusRequest
-	7,  // 15: rpmemfs.control.v1.Control.Stat:input_type -> rpmemfs.control.v1.StatRequest
-	10, // 16: rpmemfs.control.v1.Control.List:input_type -> rpmemfs.control.v1.ListRequest
-	12, // 17: rpmemfs.control.v1.Control.Commit:input_type -> rpmemfs.control.v1.CommitRequest
-	14, // 18: rpmemfs.control.v1.Control.OpenFiles:input_type -> rpmemfs.control.v1.OpenFilesRequest
-	16, // 19: rpmemfs.control.v1.Control.CommitAll:input_type -> rpmemfs.control.v1.CommitAllRequest
-	19, // 20: rpmemfs.control.v1.Control.SaveCheckpoint:input_type -> rpmemfs.control.v1.SaveCheckpointRequest
-	21, // 21: rpmemfs.control.v1.Control.Checkpoints:input_type -> rpmemfs.control.v1.CheckpointsRequest
-	23, // 22: rpmemfs.control.v1.Control.DropCheckpoint:input_type -> rpmemfs.control.v1.DropCheckpointRequest
-	25, // 23: rpmemfs.control.v1.Control.Rollback:input_type -> rpmemfs.control.v1.RollbackRequest
-	27, // 24: rpmemfs.control.v1.Control.Restore:input_type -> rpmemfs.control.v1.RestoreRequest
-	29, // 25: rpmemfs.control.v1.Control.Clone:input_type -> rpmemfs.control.v1.CloneRequest
-	31, // 26: rpmemfs.control.v1.Control.Check:input_type -> rpmemfs.control.v1.CheckRequest
-	36, // 27: rpmemfs.control.v1.Control.Export:input_type -> rpmemfs.control.v1.ExportRequest
-	3,  // 28: rpmemfs.control.v1.Control.Status:output_type -> rpmemfs.control.v1.StatusResponse
-	9,  // 29: rpmemfs.control.v1.Control.Stat:output_type -> rpmemfs.control.v1.StatResponse
-	11, // 30: rpmemfs.control.v1.Control.List:output_type -> rpmemfs.control.v1.ListResponse
-	13, // 31: rpmemfs.control.v1.Control.Commit:output_type -> rpmemfs.control.v1.CommitResponse
-	15, // 32: rpmemfs.control.v1.Control.OpenFiles:output_type -> rpmemfs.control.v1.OpenFilesResponse
-	17, // 33: rpmemfs.control.v1.Control.CommitAll:output_type -> rpmemfs.control.v1.CommitAllResponse
-	20, // 34: rpmemfs.control.v1.Control.SaveCheckpoint:output_type -> rpmemfs.control.v1.SaveCheckpointResponse
-	22, // 35: rpmemfs.control.v1.Control.Checkpoints:output_type -> rpmemfs.control.v1.CheckpointsResponse
-	24, // 36: rpmemfs.control.v1.Control.DropCheckpoint:output_type -> rpmemfs.control.v1.DropCheckpointResponse
-	26, // 37: rpmemfs.control.v1.Control.Rollback:output_type -> rpmemfs.control.v1.RollbackResponse
-	28, // 38: rpmemfs.control.v1.Control.Restore:output_type -> rpmemfs.control.v1.RestoreResponse
-	30, // 39: rpmemfs.control.v1.Control.Clone:output_type -> rpmemfs.control.v1.CloneResponse
-	32, // 40: rpmemfs.control.v1.Control.Check:output_type -> rpmemfs.control.v1.CheckResponse
-	37, // 41: rpmemfs.control.v1.Control.Export:output_type -> rpmemfs.control.v1.ExportResponse
-	28, // [28:42] is the sub-list for method output_type
-	14, // [14:28] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	4,  // 1: rpmemfs.control.v1.StatusResponse.lease:type_name -> rpmemfs.control.v1.Lease
+	5,  // 2: rpmemfs.control.v1.StatusResponse.attached:type_name -> rpmemfs.control.v1.AttachedFile
+	6,  // 3: rpmemfs.control.v1.AttachedFile.programs:type_name -> rpmemfs.control.v1.AttachedProgram
+	7,  // 4: rpmemfs.control.v1.AttachedFile.last:type_name -> rpmemfs.control.v1.Barrier
+	9,  // 5: rpmemfs.control.v1.StatResponse.file:type_name -> rpmemfs.control.v1.File
+	9,  // 6: rpmemfs.control.v1.ListResponse.file:type_name -> rpmemfs.control.v1.File
+	19, // 7: rpmemfs.control.v1.SaveCheckpointResponse.checkpoint:type_name -> rpmemfs.control.v1.Checkpoint
+	19, // 8: rpmemfs.control.v1.CheckpointsResponse.checkpoints:type_name -> rpmemfs.control.v1.Checkpoint
+	34, // 9: rpmemfs.control.v1.CheckResponse.progress:type_name -> rpmemfs.control.v1.CheckProgress
+	35, // 10: rpmemfs.control.v1.CheckResponse.problem:type_name -> rpmemfs.control.v1.CheckProblem
+	36, // 11: rpmemfs.control.v1.CheckResponse.summary:type_name -> rpmemfs.control.v1.CheckSummary
+	39, // 12: rpmemfs.control.v1.ExportResponse.header:type_name -> rpmemfs.control.v1.ExportHeader
+	40, // 13: rpmemfs.control.v1.ExportResponse.data:type_name -> rpmemfs.control.v1.ExportData
+	41, // 14: rpmemfs.control.v1.ExportResponse.end:type_name -> rpmemfs.control.v1.ExportEnd
+	2,  // 15: rpmemfs.control.v1.Control.Status:input_type -> rpmemfs.control.v1.StatusRequest
+	8,  // 16: rpmemfs.control.v1.Control.Stat:input_type -> rpmemfs.control.v1.StatRequest
+	11, // 17: rpmemfs.control.v1.Control.List:input_type -> rpmemfs.control.v1.ListRequest
+	13, // 18: rpmemfs.control.v1.Control.Commit:input_type -> rpmemfs.control.v1.CommitRequest
+	15, // 19: rpmemfs.control.v1.Control.OpenFiles:input_type -> rpmemfs.control.v1.OpenFilesRequest
+	17, // 20: rpmemfs.control.v1.Control.CommitAll:input_type -> rpmemfs.control.v1.CommitAllRequest
+	20, // 21: rpmemfs.control.v1.Control.SaveCheckpoint:input_type -> rpmemfs.control.v1.SaveCheckpointRequest
+	22, // 22: rpmemfs.control.v1.Control.Checkpoints:input_type -> rpmemfs.control.v1.CheckpointsRequest
+	24, // 23: rpmemfs.control.v1.Control.DropCheckpoint:input_type -> rpmemfs.control.v1.DropCheckpointRequest
+	26, // 24: rpmemfs.control.v1.Control.Rollback:input_type -> rpmemfs.control.v1.RollbackRequest
+	28, // 25: rpmemfs.control.v1.Control.Restore:input_type -> rpmemfs.control.v1.RestoreRequest
+	30, // 26: rpmemfs.control.v1.Control.Clone:input_type -> rpmemfs.control.v1.CloneRequest
+	32, // 27: rpmemfs.control.v1.Control.Check:input_type -> rpmemfs.control.v1.CheckRequest
+	37, // 28: rpmemfs.control.v1.Control.Export:input_type -> rpmemfs.control.v1.ExportRequest
+	3,  // 29: rpmemfs.control.v1.Control.Status:output_type -> rpmemfs.control.v1.StatusResponse
+	10, // 30: rpmemfs.control.v1.Control.Stat:output_type -> rpmemfs.control.v1.StatResponse
+	12, // 31: rpmemfs.control.v1.Control.List:output_type -> rpmemfs.control.v1.ListResponse
+	14, // 32: rpmemfs.control.v1.Control.Commit:output_type -> rpmemfs.control.v1.CommitResponse
+	16, // 33: rpmemfs.control.v1.Control.OpenFiles:output_type -> rpmemfs.control.v1.OpenFilesResponse
+	18, // 34: rpmemfs.control.v1.Control.CommitAll:output_type -> rpmemfs.control.v1.CommitAllResponse
+	21, // 35: rpmemfs.control.v1.Control.SaveCheckpoint:output_type -> rpmemfs.control.v1.SaveCheckpointResponse
+	23, // 36: rpmemfs.control.v1.Control.Checkpoints:output_type -> rpmemfs.control.v1.CheckpointsResponse
+	25, // 37: rpmemfs.control.v1.Control.DropCheckpoint:output_type -> rpmemfs.control.v1.DropCheckpointResponse
+	27, // 38: rpmemfs.control.v1.Control.Rollback:output_type -> rpmemfs.control.v1.RollbackResponse
+	29, // 39: rpmemfs.control.v1.Control.Restore:output_type -> rpmemfs.control.v1.RestoreResponse
+	31, // 40: rpmemfs.control.v1.Control.Clone:output_type -> rpmemfs.control.v1.CloneResponse
+	33, // 41: rpmemfs.control.v1.Control.Check:output_type -> rpmemfs.control.v1.CheckResponse
+	38, // 42: rpmemfs.control.v1.Control.Export:output_type -> rpmemfs.control.v1.ExportResponse
+	29, // [29:43] is the sub-list for method output_type
+	15, // [15:29] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -3068,12 +3144,12 @@ func file_control_proto_init() {
 	if File_control_proto != nil {
 		return
 	}
-	file_control_proto_msgTypes[31].OneofWrappers = []any{
+	file_control_proto_msgTypes[32].OneofWrappers = []any{
 		(*CheckResponse_Progress)(nil),
 		(*CheckResponse_Problem)(nil),
 		(*CheckResponse_Summary)(nil),
 	}
-	file_control_proto_msgTypes[36].OneofWrappers = []any{
+	file_control_proto_msgTypes[37].OneofWrappers = []any{
 		(*ExportResponse_Header)(nil),
 		(*ExportResponse_Data)(nil),
 		(*ExportResponse_End)(nil),
@@ -3084,7 +3160,7 @@ func file_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

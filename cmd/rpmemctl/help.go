@@ -72,4 +72,8 @@ status       pools: [{pool, mountpoint, pid, version, owner_uid, started, medium
              bytes_committed, pages_unchanged (that arrived but equal what was there),
              medium_bytes_written, medium_flushes, error*}]; what counts does so
              since the daemon's start, the medium's without the directory
+pki init, pki issue, pki show
+             certificates: [{path, name, use ("authority", "server", "client", "other"),
+             hosts*, shares*, shares_ro* (beside the share of its name), all*,
+             not_before, not_after, serial, expired, error*}]
 version      version, go, platform`

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"math/rand/v2"
 	"reflect"
 	"regexp"
@@ -39,6 +40,7 @@ func TestHelpNamesFields(t *testing.T) {
 		fileJSON{}, listJSON{}, checkpointJSON{}, commitAllJSON{}, checkpointsJSON{}, keptCheckpointJSON{}, removedJSON{},
 		rollbackJSON{}, restoreJSON{}, exportJSON{}, checkJSON{}, problemJSON{}, statusJSON{}, poolJSON{}, versionJSON{},
 		heapCheckJSON{}, heapProblemJSON{}, heapStatJSON{}, heapClassJSON{}, heapSpansJSON{},
+		certificatesJSON{}, certificateJSON{},
 	} {
 		typ := reflect.TypeOf(v)
 		for i := range typ.NumField() {
@@ -82,6 +84,21 @@ func TestShellQuote(t *testing.T) {
 	} {
 		if got := shellQuote(in); got != want {
 			t.Errorf("%q: got %s, want %s", in, got, want)
+		}
+	}
+}
+
+// The names of packages are left out of messages, other words are not.
+func TestPlain(t *testing.T) {
+	for in, want := range map[string]string{
+		"pki: issue x: pki: exists already":     "issue x: exists already",
+		"region: memnode: no":                   "no",
+		"open /etc/pki: no such file":           "open /etc/pki: no such file",
+		"a: region: b region: c":                "a: b region: c",
+		"heap: control: unknown: media: broken": "heap: unknown: broken",
+	} {
+		if got := plain(errors.New(in)); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
 		}
 	}
 }

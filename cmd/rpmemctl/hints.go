@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -83,11 +84,9 @@ func shellQuote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// packageNames are what sentinels begin with, which tells people nothing.
-var packageNames = strings.NewReplacer(
-	"namespace: ", "", "volume: ", "", "memnode: ", "", "region: ", "", "rdmacache: ", "",
-	"epoch: ", "", "control: ", "", "media: ", "",
-)
+// packageNames are what sentinels begin with, which tells people nothing. The end of
+// a path is none.
+var packageNames = regexp.MustCompile(`(^|: )(?:(?:namespace|volume|memnode|region|rdmacache|epoch|control|media|pki|node|remote): )+`)
 
 // plain is the text of an error for people.
-func plain(err error) string { return packageNames.Replace(err.Error()) }
+func plain(err error) string { return packageNames.ReplaceAllString(err.Error(), "$1") }

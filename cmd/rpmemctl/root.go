@@ -40,6 +40,7 @@ func newRoot(a *app) *cobra.Command {
 		&cobra.Group{ID: "files", Title: "Files:"},
 		&cobra.Group{ID: "epochs", Title: "Epochs and checkpoints:"},
 		&cobra.Group{ID: "pool", Title: "The pool:"},
+		&cobra.Group{ID: "node", Title: "Memory nodes:"},
 	)
 	add := func(group string, cmds ...*cobra.Command) {
 		for _, c := range cmds {
@@ -50,6 +51,7 @@ func newRoot(a *app) *cobra.Command {
 	add("files", newCreate(a), newLs(a), newStat(a), newClone(a), newRm(a), newExport(a), newImport(a), newHeap(a))
 	add("epochs", newCheckpoint(a), newCheckpoints(a), newRollback(a), newRestore(a), newRun(a))
 	add("pool", newCheck(a), newStatus(a))
+	add("node", newPki(a))
 	root.AddCommand(newVersion(a))
 	root.AddCommand(helpTopics()...)
 	return root

@@ -72,6 +72,12 @@ status       pools: [{pool, mountpoint, pid, version, owner_uid, started, medium
              bytes_committed, pages_unchanged (that arrived but equal what was there),
              medium_bytes_written, medium_flushes, error*}]; what counts does so
              since the daemon's start, the medium's without the directory
+share ls     shares: [{name, ino, quota_bytes*, used_bytes, lease*}]
+share make, share quota
+             name, quota_bytes (0: none)
+lease ls     leases: [{share, session, holder, identity* (in its certificate), generation,
+             granted, lease (how long it lasts, ns), keep_alive_age (ns)}]
+lease end    share, ended
 pki init, pki issue, pki show
              certificates: [{path, name, use ("authority", "server", "client", "other"),
              hosts*, shares*, shares_ro* (beside the share of its name), all*,

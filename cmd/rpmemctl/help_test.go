@@ -40,7 +40,7 @@ func TestHelpNamesFields(t *testing.T) {
 		fileJSON{}, listJSON{}, checkpointJSON{}, commitAllJSON{}, checkpointsJSON{}, keptCheckpointJSON{}, removedJSON{},
 		rollbackJSON{}, restoreJSON{}, exportJSON{}, checkJSON{}, problemJSON{}, statusJSON{}, poolJSON{}, versionJSON{},
 		heapCheckJSON{}, heapProblemJSON{}, heapStatJSON{}, heapClassJSON{}, heapSpansJSON{},
-		certificatesJSON{}, certificateJSON{},
+		certificatesJSON{}, certificateJSON{}, sharesJSON{}, shareJSON{}, changedShareJSON{}, leasesJSON{}, shareLeaseJSON{}, endedJSON{},
 	} {
 		typ := reflect.TypeOf(v)
 		for i := range typ.NumField() {

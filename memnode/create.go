@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -167,7 +168,7 @@ func createMeta(path string, h header, noSync bool) error {
 
 // populate fills an empty meta.db. The root belongs to whoever made the pool.
 func populate(t txn, h header) error {
-	for _, name := range buckets {
+	for _, name := range slices.Concat(buckets, lateBuckets) {
 		if _, err := t.tx.CreateBucket([]byte(name)); err != nil {
 			return err
 		}

@@ -36,6 +36,9 @@ var (
 	// ErrNotOwned reports slots returned by a region that does not own them, or
 	// cannot do without.
 	ErrNotOwned = errors.New("memnode: slots not owned by the region")
+	// ErrLeased reports a share that someone has a lease of. The text names the
+	// holder.
+	ErrLeased = errors.New("memnode: leased")
 	// ErrPoisoned reports a pool whose directory could not be written or read.
 	// It is final until the pool is opened again: whether the last change is
 	// durable is not known. What was acknowledged is not affected.

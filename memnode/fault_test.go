@@ -326,7 +326,7 @@ func TestCheckFindsDamage(t *testing.T) {
 		d := mustCreate(t, p, namespace.Root, "d", dirInode())
 		mustGrant(t, p, f.Ino, 10)
 		wantSound(t, p)
-		err = meta.db.Update(func(tx *bolt.Tx) error { return damage(txn{tx}, f, d) })
+		err = meta.db.Update(func(tx *bolt.Tx) error { return damage(txn{tx, namespace.Root}, f, d) })
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}

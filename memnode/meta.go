@@ -12,6 +12,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
 
+	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/region"
 )
 
@@ -117,7 +118,7 @@ func (m *boltMeta) view(fn func(txn) error) (err error) {
 	if tx, err = m.begin(false); err != nil {
 		return err
 	}
-	err = fn(txn{tx})
+	err = fn(txn{tx, namespace.Root})
 	_ = tx.Rollback() // ends a reader; nothing is undone
 	return err
 }
@@ -136,7 +137,7 @@ func (m *boltMeta) update(fn func(txn) error) (err error) {
 	if tx, err = m.begin(true); err != nil {
 		return err
 	}
-	if err := fn(txn{tx}); err != nil {
+	if err := fn(txn{tx, namespace.Root}); err != nil {
 		_ = tx.Rollback() // only memory is undone, which does not fail
 		if errors.Is(err, errUnchanged) {
 			return nil

@@ -17,25 +17,23 @@ import (
 const maxLinks = math.MaxInt32
 
 // Lookup returns the inode that a name stands for.
-func (p *Pool) Lookup(ctx context.Context, parent namespace.Ino, name string) (n namespace.Inode, err error) {
+func (d *directory) Lookup(ctx context.Context, parent namespace.Ino, name string) (n namespace.Inode, err error) {
 	if err := checkName(name); err != nil {
 		return namespace.Inode{}, err
 	}
-	err = p.view(ctx, func(t txn) error {
-		n, err = t.named(parent, name)
-		if errors.Is(err, namespace.ErrNotExist) {
-			if _, derr := t.dir(parent); derr != nil {
-				return derr
-			}
+	err = d.view(ctx, func(t txn) error {
+		if _, err := t.dir(parent); err != nil {
+			return err
 		}
+		n, err = t.named(parent, name)
 		return err
 	})
 	return n, err
 }
 
 // Inode returns an inode by its number, also one without names.
-func (p *Pool) Inode(ctx context.Context, ino namespace.Ino) (n namespace.Inode, err error) {
-	err = p.view(ctx, func(t txn) error {
+func (d *directory) Inode(ctx context.Context, ino namespace.Ino) (n namespace.Inode, err error) {
+	err = d.view(ctx, func(t txn) error {
 		n, err = t.inode(ino)
 		return err
 	})
@@ -43,17 +41,13 @@ func (p *Pool) Inode(ctx context.Context, ino namespace.Ino) (n namespace.Inode,
 }
 
 // ReadDir returns the names in a directory, sorted by their bytes.
-func (p *Pool) ReadDir(ctx context.Context, ino namespace.Ino) (entries []namespace.Entry, err error) {
-	err = p.view(ctx, func(t txn) error {
+func (d *directory) ReadDir(ctx context.Context, ino namespace.Ino) (entries []namespace.Entry, err error) {
+	err = d.view(ctx, func(t txn) error {
 		if _, err := t.dir(ino); err != nil {
 			return err
 		}
-		return t.each(bucketDirents, key1(uint64(ino)), func(key, body []byte) error {
-			var d dirent
-			if err := d.decode(body); err != nil {
-				return corruptValue(bucketDirents, key, err.Error())
-			}
-			entries = append(entries, namespace.Entry{Name: string(key[8:]), Ino: d.ino, Mode: d.mode})
+		return t.eachDirent(ino, func(name string, e dirent) error {
+			entries = append(entries, namespace.Entry{Name: name, Ino: e.ino, Mode: e.mode})
 			return nil
 		})
 	})
@@ -61,15 +55,15 @@ func (p *Pool) ReadDir(ctx context.Context, ino namespace.Ino) (entries []namesp
 }
 
 // Create adds an inode under a new name.
-func (p *Pool) Create(ctx context.Context, parent namespace.Ino, name string, n namespace.Inode) (made namespace.Inode, err error) {
+func (d *directory) Create(ctx context.Context, parent namespace.Ino, name string, n namespace.Inode) (made namespace.Inode, err error) {
 	if err := checkNew(name, &n); err != nil {
 		return namespace.Inode{}, err
 	}
-	err = p.update(ctx, func(t txn) error {
-		if err := p.checkFree(t, parent, name); err != nil {
+	err = d.update(ctx, func(t txn) error {
+		if n.Share, err = d.checkFree(t, parent, name); err != nil {
 			return err
 		}
-		made, err = p.addInode(t, parent, name, n, p.reserveIno())
+		made, err = d.addInode(t, parent, name, n, d.pool.reserveIno())
 		return err
 	})
 	if err != nil {
@@ -94,23 +88,26 @@ func checkNew(name string, n *namespace.Inode) error {
 	return nil
 }
 
-// checkFree makes sure that a name can be added.
-func (p *Pool) checkFree(t txn, parent namespace.Ino, name string) error {
-	if _, err := liveDir(t, parent); err != nil {
-		return err
+// checkFree makes sure that a name can be added, and returns the share that parent is
+// in.
+func (d *directory) checkFree(t txn, parent namespace.Ino, name string) (share namespace.Ino, err error) {
+	dir, err := liveDir(t, parent)
+	if err != nil {
+		return 0, err
 	}
-	_, err := t.dirent(parent, name)
+	_, err = t.dirent(parent, name)
 	switch {
 	case err == nil:
-		return namespace.ErrExist
+		return 0, namespace.ErrExist
 	case errors.Is(err, namespace.ErrNotExist):
-		return nil
+		return dir.Share, nil
 	}
-	return err
+	return 0, err
 }
 
-// addInode adds n with the number ino under a name that checkFree passed.
-func (p *Pool) addInode(t txn, parent namespace.Ino, name string, n namespace.Inode, ino namespace.Ino) (namespace.Inode, error) {
+// addInode adds n with the number ino, to the share n.Share, under a name that
+// checkFree passed.
+func (d *directory) addInode(t txn, parent namespace.Ino, name string, n namespace.Inode, ino namespace.Ino) (namespace.Inode, error) {
 	state, err := t.state()
 	if err != nil {
 		return n, err
@@ -128,15 +125,18 @@ func (p *Pool) addInode(t txn, parent namespace.Ino, name string, n namespace.In
 	if err := t.putInode(&n); err != nil {
 		return n, err
 	}
+	if err := t.charge(n.Share, 1, 0); err != nil {
+		return n, err
+	}
 	if err := t.putDirent(parent, name, dirent{ino: ino, mode: n.Mode & unix.S_IFMT}); err != nil {
 		return n, err
 	}
-	return n, p.touchDir(t, parent, links)
+	return n, d.touchDir(t, parent, links)
 }
 
 // touchDir sets a directory's times after a name changed, and adds links to its
 // link count.
-func (p *Pool) touchDir(t txn, ino namespace.Ino, links int) error {
+func (d *directory) touchDir(t txn, ino namespace.Ino, links int) error {
 	n, err := t.dir(ino)
 	if err != nil {
 		return err
@@ -145,20 +145,20 @@ func (p *Pool) touchDir(t txn, ino namespace.Ino, links int) error {
 		return namespace.ErrTooManyLinks
 	}
 	if links < 0 && n.Nlink < uint32(2-links) {
-		return corruptValue(bucketInodes, key1(uint64(ino)), fmt.Sprintf("a directory with a directory in it has %d links", n.Nlink))
+		return corruptValue(bucketInodes, key1(uint64(t.number(ino))), fmt.Sprintf("a directory with a directory in it has %d links", n.Nlink))
 	}
 	n.Nlink = uint32(int64(n.Nlink) + int64(links))
-	n.Mtime = p.now().UnixNano()
+	n.Mtime = d.pool.now().UnixNano()
 	n.Ctime = n.Mtime
 	return t.putInode(&n)
 }
 
 // Link gives an inode, but no directory, another name.
-func (p *Pool) Link(ctx context.Context, ino, parent namespace.Ino, name string) (n namespace.Inode, err error) {
+func (d *directory) Link(ctx context.Context, ino, parent namespace.Ino, name string) (n namespace.Inode, err error) {
 	if err := checkName(name); err != nil {
 		return namespace.Inode{}, err
 	}
-	err = p.update(ctx, func(t txn) error {
+	err = d.update(ctx, func(t txn) error {
 		if n, err = t.inode(ino); err != nil {
 			return err
 		}
@@ -170,18 +170,22 @@ func (p *Pool) Link(ctx context.Context, ino, parent namespace.Ino, name string)
 		case n.Nlink >= maxLinks:
 			return namespace.ErrTooManyLinks
 		}
-		if err := p.checkFree(t, parent, name); err != nil {
+		share, err := d.checkFree(t, parent, name)
+		if err != nil {
 			return err
 		}
+		if n.Share != share {
+			return namespace.ErrCrossShare
+		}
 		n.Nlink++
-		n.Ctime = p.now().UnixNano()
+		n.Ctime = d.pool.now().UnixNano()
 		if err := t.putInode(&n); err != nil {
 			return err
 		}
 		if err := t.putDirent(parent, name, dirent{ino: ino, mode: n.Mode & unix.S_IFMT}); err != nil {
 			return err
 		}
-		return p.touchDir(t, parent, 0)
+		return d.touchDir(t, parent, 0)
 	})
 	if err != nil {
 		return namespace.Inode{}, err
@@ -190,11 +194,11 @@ func (p *Pool) Link(ctx context.Context, ino, parent namespace.Ino, name string)
 }
 
 // Unlink removes a name of anything but a directory.
-func (p *Pool) Unlink(ctx context.Context, parent namespace.Ino, name string) (n namespace.Inode, err error) {
+func (d *directory) Unlink(ctx context.Context, parent namespace.Ino, name string) (n namespace.Inode, err error) {
 	if err := checkName(name); err != nil {
 		return namespace.Inode{}, err
 	}
-	err = p.update(ctx, func(t txn) error {
+	err = d.update(ctx, func(t txn) error {
 		if _, err := t.dir(parent); err != nil {
 			return err
 		}
@@ -204,13 +208,13 @@ func (p *Pool) Unlink(ctx context.Context, parent namespace.Ino, name string) (n
 		if isDir(n.Mode) {
 			return namespace.ErrIsDir
 		}
-		if err := t.delete(bucketDirents, keyName(uint64(parent), name)); err != nil {
+		if err := t.deleteDirent(parent, name); err != nil {
 			return err
 		}
-		if err := p.dropLink(t, &n); err != nil {
+		if err := d.dropLink(t, &n); err != nil {
 			return err
 		}
-		return p.touchDir(t, parent, 0)
+		return d.touchDir(t, parent, 0)
 	})
 	if err != nil {
 		return namespace.Inode{}, err
@@ -219,11 +223,11 @@ func (p *Pool) Unlink(ctx context.Context, parent namespace.Ino, name string) (n
 }
 
 // Rmdir removes an empty directory's name; Reap frees it.
-func (p *Pool) Rmdir(ctx context.Context, parent namespace.Ino, name string) error {
+func (d *directory) Rmdir(ctx context.Context, parent namespace.Ino, name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	return p.update(ctx, func(t txn) error {
+	return d.update(ctx, func(t txn) error {
 		if _, err := t.dir(parent); err != nil {
 			return err
 		}
@@ -234,19 +238,19 @@ func (p *Pool) Rmdir(ctx context.Context, parent namespace.Ino, name string) err
 		if err := checkEmptyDir(t, &n); err != nil {
 			return err
 		}
-		if err := t.delete(bucketDirents, keyName(uint64(parent), name)); err != nil {
+		if err := t.deleteDirent(parent, name); err != nil {
 			return err
 		}
-		if err := p.dropLink(t, &n); err != nil {
+		if err := d.dropLink(t, &n); err != nil {
 			return err
 		}
-		return p.touchDir(t, parent, -1)
+		return d.touchDir(t, parent, -1)
 	})
 }
 
 // dropLink takes one name from n, for a directory its only one, and remembers n
 // as an orphan if that was the last.
-func (p *Pool) dropLink(t txn, n *namespace.Inode) error {
+func (d *directory) dropLink(t txn, n *namespace.Inode) error {
 	if n.Nlink == 0 {
 		return corruptValue(bucketInodes, key1(uint64(n.Ino)), "a named inode has no links")
 	}
@@ -254,7 +258,12 @@ func (p *Pool) dropLink(t txn, n *namespace.Inode) error {
 	if isDir(n.Mode) {
 		n.Nlink = 0
 	}
-	n.Ctime = p.now().UnixNano()
+	n.Ctime = d.pool.now().UnixNano()
+	if isShare(n) {
+		if err := t.dropShare(n.Ino); err != nil {
+			return err
+		}
+	}
 	if n.Nlink == 0 {
 		if err := t.put(bucketOrphans, key1(uint64(n.Ino)), encodeMark()); err != nil {
 			return err
@@ -263,10 +272,10 @@ func (p *Pool) dropLink(t txn, n *namespace.Inode) error {
 	return t.putInode(n)
 }
 
-// Update changes an inode's attributes. Inode, link count, parent, type and
+// Update changes an inode's attributes. Inode, link count, parent, share, type and
 // target must stay as they are: ErrInvalid.
-func (p *Pool) Update(ctx context.Context, ino namespace.Ino, change func(*namespace.Inode)) (n namespace.Inode, err error) {
-	err = p.update(ctx, func(t txn) error {
+func (d *directory) Update(ctx context.Context, ino namespace.Ino, change func(*namespace.Inode)) (n namespace.Inode, err error) {
+	err = d.update(ctx, func(t txn) error {
 		old, err := t.inode(ino)
 		if err != nil {
 			return err
@@ -276,7 +285,7 @@ func (p *Pool) Update(ctx context.Context, ino namespace.Ino, change func(*names
 		if n == old {
 			return errUnchanged
 		}
-		if n.Ino != old.Ino || n.Nlink != old.Nlink || n.Parent != old.Parent || n.Target != old.Target ||
+		if n.Ino != old.Ino || n.Nlink != old.Nlink || n.Parent != old.Parent || n.Share != old.Share || n.Target != old.Target ||
 			!validType(n.Mode) || (n.Mode^old.Mode)&unix.S_IFMT != 0 || n.OnClose > namespace.OnCloseCommit {
 			return namespace.ErrInvalid
 		}
@@ -313,7 +322,7 @@ func checkEmptyDir(t txn, n *namespace.Inode) error {
 	if !isDir(n.Mode) {
 		return namespace.ErrNotDir
 	}
-	empty, err := t.empty(bucketDirents, key1(uint64(n.Ino)))
+	empty, err := t.empty(bucketDirents, key1(uint64(t.number(n.Ino))))
 	if err == nil && !empty {
 		return namespace.ErrNotEmpty
 	}

@@ -31,6 +31,10 @@ type Options struct {
 	// ReadOnly opens for looking and checking: many may at a time, and none
 	// while a writer has the pool.
 	ReadOnly bool
+	// KeepOrphans opens for a memory node, whose sessions of before may go on: leases
+	// stay, and inodes without names that a holder may have open. Otherwise the one
+	// who opens for writing is the only writer, and every lease ends.
+	KeepOrphans bool
 	// Media is used in place of the file data. The pool owns it if Open
 	// succeeds.
 	Media media.Media
@@ -137,6 +141,7 @@ func assemble(meta metaStore, m media.Media, opts Options) (*Pool, error) {
 		medium:   rdmacache.Medium{Kind: m.Kind(), Volatile: m.Volatile()},
 		readOnly: opts.ReadOnly,
 	}
+	p.directory = directory{pool: p, share: namespace.Root}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -154,10 +159,21 @@ func assemble(meta metaStore, m media.Media, opts Options) (*Pool, error) {
 	}
 	// Before anything is written by this opening: records of the one before
 	// must not pass for its.
-	if err := meta.update(p.raiseGeneration); err != nil {
+	leases := 0
+	err := meta.update(func(t txn) (err error) {
+		leases, err = p.begin(t, opts.KeepOrphans)
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("raise the generation: %w", err)
 	}
-	if err := p.reapOrphans(context.Background()); err != nil {
+	if opts.KeepOrphans && leases > 0 {
+		return p, nil // GrantLease will reap what their holders leave
+	}
+	if leases > 0 {
+		p.log.Warn("ended leases of sessions with a memory node", "leases", leases)
+	}
+	if err := p.reapOrphans(context.Background(), namespace.Root); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -214,30 +230,42 @@ func (p *Pool) checkHeader() error {
 	return nil
 }
 
-func (p *Pool) raiseGeneration(t txn) error {
+// begin raises the generation and, unless they are to be kept, ends all leases, whose
+// number it returns.
+func (p *Pool) begin(t txn, keepLeases bool) (leases int, err error) {
+	for _, name := range lateBuckets {
+		if _, err := t.tx.CreateBucketIfNotExists([]byte(name)); err != nil {
+			return 0, err
+		}
+	}
 	state, err := t.state()
 	if err != nil {
-		return err
+		return 0, err
 	}
 	state.generation++
 	if err := t.putState(state); err != nil {
-		return err
+		return 0, err
 	}
 	p.generation = state.generation
-	return nil
+	all, err := t.leases()
+	if err == nil && !keepLeases {
+		err = t.deleteAll(bucketLeases, nil)
+	}
+	return len(all), err
 }
 
 // reapBatch is how many orphans one transaction finds at most.
 const reapBatch = 1024
 
-// reapOrphans frees the inodes that a crash left without a name.
-func (p *Pool) reapOrphans(ctx context.Context) error {
+// reapOrphans frees the inodes of a share that a crash left without a name. Nobody
+// uses the share.
+func (p *Pool) reapOrphans(ctx context.Context, share namespace.Ino) error {
 	total := 0
+	last := namespace.Ino(0)
 	for {
 		var orphans []namespace.Ino
-		err := p.meta.view(func(t txn) error {
-			var err error
-			orphans, err = t.orphans(reapBatch)
+		err := p.view(ctx, func(t txn) (err error) {
+			orphans, err = t.of(share).orphans(last, reapBatch)
 			return err
 		})
 		if err != nil || len(orphans) == 0 {
@@ -247,10 +275,9 @@ func (p *Pool) reapOrphans(ctx context.Context) error {
 			return err
 		}
 		var freed []region.Run
-		err = p.meta.update(func(t txn) error {
-			freed = nil
+		err = p.update(ctx, func(t txn) error {
 			for _, ino := range orphans {
-				_, runs, err := t.reap(ino)
+				_, runs, err := t.of(share).reap(ino)
 				if err != nil {
 					return fmt.Errorf("reap inode %d: %w", ino, err)
 				}
@@ -263,5 +290,6 @@ func (p *Pool) reapOrphans(ctx context.Context) error {
 		}
 		p.release(freed)
 		total += len(orphans)
+		last = orphans[len(orphans)-1]
 	}
 }

@@ -45,6 +45,8 @@ import (
 //
 // Lock order: a transaction of meta, then mu. mu is never held across I/O.
 type Pool struct {
+	directory // the whole pool's; immutable
+
 	media      media.Media // immutable, owned
 	meta       metaStore   // immutable, owned
 	lock       *os.File    // immutable, owned; nil where there is no directory
@@ -124,22 +126,6 @@ func (p *Pool) ID() string { return p.id.String() }
 func (p *Pool) Traffic() rdmacache.Traffic {
 	s := p.media.Stats()
 	return rdmacache.Traffic{BytesWritten: s.BytesWritten, Flushes: s.Flushes}
-}
-
-// Usage counts slots and inodes.
-func (p *Pool) Usage(ctx context.Context) (namespace.Usage, error) {
-	var inodes uint64
-	err := p.view(ctx, func(t txn) error {
-		state, err := t.state()
-		inodes = state.inodes
-		return err
-	})
-	if err != nil {
-		return namespace.Usage{}, err
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return namespace.Usage{Slots: p.slots - 1, FreeSlots: p.free.slots, Inodes: inodes}, nil
 }
 
 // Close ends the pool and its lock. It flushes nothing: what was acknowledged is

@@ -111,7 +111,7 @@ func (r *stateRecord) decode(b []byte) error {
 // encodeInode lays an inode out:
 //
 //	Offset Size Field
-//	     0    1 version      1
+//	     0    1 version      1; 2 in a share
 //	     1    1 on_close     namespace.OnClose
 //	     2    2 reserved     zero
 //	     4    4 mode         as st_mode
@@ -125,11 +125,14 @@ func (r *stateRecord) decode(b []byte) error {
 //	    48    8 ctime
 //	    56    8 mtime_epoch  the region's committed epoch when mtime was set
 //	    64    2 target_len
-//	    66    6 reserved     zero
+//	    66    6 share        directory of the share it is in; 0: none
 //	    72    - target       of a symbolic link
 func encodeInode(n *namespace.Inode) []byte {
 	b := newBody(inodeSize + len(n.Target))
 	le := binary.LittleEndian
+	if n.Share != 0 {
+		b[0] = shareInodeVersion
+	}
 	b[1] = byte(n.OnClose)
 	le.PutUint32(b[4:], n.Mode)
 	le.PutUint32(b[8:], n.UID)
@@ -142,6 +145,8 @@ func encodeInode(n *namespace.Inode) []byte {
 	le.PutUint64(b[48:], uint64(n.Ctime))
 	le.PutUint64(b[56:], uint64(n.MtimeEpoch))
 	le.PutUint16(b[64:], uint16(len(n.Target)))
+	le.PutUint16(b[66:], uint16(n.Share))
+	le.PutUint32(b[68:], uint32(n.Share>>16))
 	copy(b[inodeSize:], n.Target)
 	return b
 }
@@ -154,7 +159,7 @@ func decodeInode(ino namespace.Ino, b []byte) (namespace.Inode, error) {
 		return namespace.Inode{}, fmt.Errorf("value of %d bytes, want at least %d", len(b), inodeSize)
 	}
 	le := binary.LittleEndian
-	if err := checkBody(b, inodeSize+int(le.Uint16(b[64:])), 2, 4, 66, 72); err != nil {
+	if err := checkBody(b, inodeSize+int(le.Uint16(b[64:])), 2, 4); err != nil {
 		return namespace.Inode{}, err
 	}
 	n := namespace.Inode{
@@ -170,11 +175,14 @@ func decodeInode(ino namespace.Ino, b []byte) (namespace.Inode, error) {
 		Mtime:      int64(le.Uint64(b[40:])),
 		Ctime:      int64(le.Uint64(b[48:])),
 		MtimeEpoch: epoch.ID(le.Uint64(b[56:])),
+		Share:      namespace.Ino(le.Uint16(b[66:])) | namespace.Ino(le.Uint32(b[68:]))<<16,
 		Target:     string(b[inodeSize:]),
 	}
 	switch {
 	case !validType(n.Mode):
 		return namespace.Inode{}, fmt.Errorf("mode %#o", n.Mode)
+	case (n.Share != 0) != (b[0] == shareInodeVersion) || n.Share == namespace.Root || isShare(&n) && n.Parent != namespace.Root:
+		return namespace.Inode{}, fmt.Errorf("version %d with share %d", b[0], n.Share)
 	case n.OnClose > namespace.OnCloseCommit:
 		return namespace.Inode{}, fmt.Errorf("on_close %d", n.OnClose)
 	case isDir(n.Mode) != (n.Parent != 0):

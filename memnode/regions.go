@@ -2,7 +2,6 @@ package memnode
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"strings"
 
@@ -12,8 +11,8 @@ import (
 
 // Locate returns what the directory knows of a region. A file that was never
 // written has no superblock and no extents.
-func (p *Pool) Locate(ctx context.Context, id region.ID) (loc region.Location, err error) {
-	err = p.view(ctx, func(t txn) error {
+func (d *directory) Locate(ctx context.Context, id region.ID) (loc region.Location, err error) {
+	err = d.view(ctx, func(t txn) error {
 		if _, err := t.regular(id); err != nil {
 			return err
 		}
@@ -39,7 +38,7 @@ func (p *Pool) Locate(ctx context.Context, id region.ID) (loc region.Location, e
 
 // SaveCheckpoint keeps a committed epoch under a name of its own, durably. The
 // caller sees to it that the tree is persistent and its slots stay.
-func (p *Pool) SaveCheckpoint(ctx context.Context, id region.ID, cp region.Checkpoint) error {
+func (d *directory) SaveCheckpoint(ctx context.Context, id region.ID, cp region.Checkpoint) error {
 	if err := checkCheckpointName(cp.Name); err != nil {
 		return err
 	}
@@ -48,7 +47,7 @@ func (p *Pool) SaveCheckpoint(ctx context.Context, id region.ID, cp region.Check
 	if _, err := decodeCheckpoint(cp.Name, body); err != nil {
 		return fmt.Errorf("checkpoint %q: %w: %w", cp.Name, namespace.ErrInvalid, err)
 	}
-	return p.update(ctx, func(t txn) error {
+	return d.update(ctx, func(t txn) error {
 		if _, err := t.regular(id); err != nil {
 			return err
 		}
@@ -64,12 +63,12 @@ func (p *Pool) SaveCheckpoint(ctx context.Context, id region.ID, cp region.Check
 }
 
 // DropCheckpoint forgets a checkpoint. Its slots are the caller's to use again.
-func (p *Pool) DropCheckpoint(ctx context.Context, id region.ID, name string) error {
+func (d *directory) DropCheckpoint(ctx context.Context, id region.ID, name string) error {
 	if err := checkCheckpointName(name); err != nil {
 		return err
 	}
 	key := keyName(uint64(id), name)
-	return p.update(ctx, func(t txn) error {
+	return d.update(ctx, func(t txn) error {
 		if _, err := t.regular(id); err != nil {
 			return err
 		}
@@ -112,8 +111,8 @@ func (t txn) checkpoints(id region.ID) (cps []region.Checkpoint, err error) {
 // slot again that the other needs. seed.ID is filled in.
 //
 // The caller sees to it that the seed's tree is persistent and that src keeps
-// its slots until Clone returned.
-func (p *Pool) Clone(ctx context.Context, src region.ID, parent namespace.Ino, name string, n namespace.Inode, seed region.Seed) (made namespace.Inode, err error) {
+// its slots until Clone returned. ErrCrossShare if the two are not of one share.
+func (d *directory) Clone(ctx context.Context, src region.ID, parent namespace.Ino, name string, n namespace.Inode, seed region.Seed) (made namespace.Inode, err error) {
 	if err := checkNew(name, &n); err != nil {
 		return namespace.Inode{}, err
 	}
@@ -121,51 +120,72 @@ func (p *Pool) Clone(ctx context.Context, src region.ID, parent namespace.Ino, n
 		return namespace.Inode{}, namespace.ErrInvalid
 	}
 	// Look before slots are taken and written; the transaction looks again.
-	err = p.view(ctx, func(t txn) error {
-		if _, err := t.regular(src); err != nil {
+	err = d.view(ctx, func(t txn) error {
+		if n.Share, err = d.checkClone(t, src, parent, name); err != nil {
 			return err
 		}
-		return p.checkFree(t, parent, name)
+		room, err := t.room(n.Share)
+		if err == nil && room < region.MinFirstGrant {
+			err = errQuota
+		}
+		return err
 	})
 	if err != nil {
 		return namespace.Inode{}, err
 	}
-	if p.readOnly {
+	if d.pool.readOnly {
 		return namespace.Inode{}, ErrReadOnly
 	}
-	ino := p.reserveIno()
+	ino := d.pool.reserveIno()
 	seed.ID = region.ID(ino)
-	runs, err := p.take(region.MinFirstGrant, region.MinFirstGrant, region.MinFirstGrant)
+	runs, err := d.pool.take(region.MinFirstGrant, region.MinFirstGrant, region.MinFirstGrant)
 	if err != nil {
 		return namespace.Inode{}, err
 	}
 	rec := regionRecord{}
-	if rec.super, err = region.Format(ctx, device{p}, runs[0], seed); err != nil {
-		p.untake(runs, err)
+	if rec.super, err = region.Format(ctx, device{d.pool}, runs[0], seed); err != nil {
+		d.pool.untake(runs, err)
 		return namespace.Inode{}, err
 	}
-	err = p.update(ctx, func(t txn) error {
-		if err := p.checkFree(t, parent, name); err != nil {
-			return err
+	err = d.resize(ctx, func(t txn) (granted, _ []region.Run, err error) {
+		if _, err := d.checkClone(t, src, parent, name); err != nil {
+			return nil, nil, err
 		}
-		if made, err = p.addInode(t, parent, name, n, ino); err != nil {
-			return err
+		if made, err = d.addInode(t, parent, name, n, ino); err != nil {
+			return nil, nil, err
 		}
 		if seed.Tree != (region.Tree{}) {
 			if rec.family, err = t.joinFamily(src, seed.ID); err != nil {
-				return err
+				return nil, nil, err
 			}
 		}
 		if err := t.putRegion(seed.ID, rec); err != nil {
-			return err
+			return nil, nil, err
 		}
-		return t.addExtents(seed.ID, runs)
+		if err := t.charge(n.Share, 0, slotsOf(runs)); err != nil {
+			return nil, nil, err
+		}
+		return runs, nil, t.addExtents(seed.ID, runs)
 	})
 	if err != nil {
-		p.untake(runs, err)
+		d.pool.untake(runs, err)
 		return namespace.Inode{}, err
 	}
 	return made, nil
+}
+
+// checkClone makes sure that src can be cloned to a name, and returns the share of
+// both.
+func (d *directory) checkClone(t txn, src region.ID, parent namespace.Ino, name string) (share namespace.Ino, err error) {
+	n, err := t.regular(src)
+	if err != nil {
+		return 0, err
+	}
+	share, err = d.checkFree(t, parent, name)
+	if err == nil && share != n.Share {
+		err = namespace.ErrCrossShare
+	}
+	return share, err
 }
 
 // joinFamily makes id a member of src's family, which it founds if there is
@@ -193,41 +213,18 @@ func (t txn) joinFamily(src, id region.ID) (family uint64, err error) {
 	return rec.family, t.put(bucketFamilies, key2(rec.family, uint64(id)), encodeMark())
 }
 
-// orphans returns up to n inodes without names.
-func (t txn) orphans(n int) ([]namespace.Ino, error) {
-	b, err := t.bucket(bucketOrphans)
-	if err != nil {
-		return nil, err
-	}
-	var inos []namespace.Ino
-	c := b.Cursor()
-	for k, v := c.First(); k != nil && len(inos) < n; k, v = c.Next() {
-		body, err := openValue(bucketOrphans, k, v)
-		if err != nil {
-			return nil, err
-		}
-		if err := decodeMark(body); err != nil || len(k) != 8 {
-			return nil, corruptValue(bucketOrphans, k, "bad entry")
-		}
-		inos = append(inos, namespace.Ino(binary.BigEndian.Uint64(k)))
-	}
-	return inos, nil
-}
-
 // Reap frees an inode without names. Nothing may use its region any more. If
 // others of its family live, the one with the lowest number, heir, owns its
 // slots from then on: which of them are still needed only a sweep of that region
 // can tell.
-func (p *Pool) Reap(ctx context.Context, ino namespace.Ino) (heir namespace.Ino, err error) {
-	var freed []region.Run
-	err = p.update(ctx, func(t txn) error {
+func (d *directory) Reap(ctx context.Context, ino namespace.Ino) (heir namespace.Ino, err error) {
+	err = d.resize(ctx, func(t txn) (_, freed []region.Run, err error) {
 		heir, freed, err = t.reap(ino)
-		return err
+		return nil, freed, err
 	})
 	if err != nil {
 		return 0, fmt.Errorf("reap inode %d: %w", ino, err)
 	}
-	p.release(freed)
 	return heir, nil
 }
 
@@ -256,13 +253,17 @@ func (t txn) reap(ino namespace.Ino) (heir namespace.Ino, freed []region.Run, er
 			return 0, nil, err
 		}
 	}
-	if err := t.deleteAll(bucketXattrs, key1(uint64(ino))); err != nil {
+	if err := t.charge(n.Share, -1, -slotsOf(freed)); err != nil {
 		return 0, nil, err
 	}
-	if err := t.delete(bucketOrphans, key1(uint64(ino))); err != nil {
+	key := key1(uint64(t.number(ino)))
+	if err := t.deleteAll(bucketXattrs, key); err != nil {
 		return 0, nil, err
 	}
-	return heir, freed, t.delete(bucketInodes, key1(uint64(ino)))
+	if err := t.delete(bucketOrphans, key); err != nil {
+		return 0, nil, err
+	}
+	return heir, freed, t.delete(bucketInodes, key)
 }
 
 // reapRegion deletes a region; its extents pass to a relative or become free.

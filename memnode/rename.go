@@ -17,8 +17,9 @@ type place struct {
 }
 
 // Rename moves a name, as renameat2(2) does. Names of one inode in both places
-// stay as they are.
-func (p *Pool) Rename(ctx context.Context, oldParent namespace.Ino, oldName string, newParent namespace.Ino, newName string, flags namespace.RenameFlags) (lost *namespace.Inode, err error) {
+// stay as they are. ErrCrossShare if what moves would leave its share or, being a
+// share, the root.
+func (d *directory) Rename(ctx context.Context, oldParent namespace.Ino, oldName string, newParent namespace.Ino, newName string, flags namespace.RenameFlags) (lost *namespace.Inode, err error) {
 	if flags&^(namespace.RenameNoReplace|namespace.RenameExchange) != 0 ||
 		flags == namespace.RenameNoReplace|namespace.RenameExchange {
 		return nil, namespace.ErrInvalid
@@ -28,13 +29,15 @@ func (p *Pool) Rename(ctx context.Context, oldParent namespace.Ino, oldName stri
 			return nil, err
 		}
 	}
-	err = p.update(ctx, func(t txn) error {
+	err = d.update(ctx, func(t txn) error {
 		from := place{parent: oldParent, name: oldName}
 		to := place{parent: newParent, name: newName}
-		if _, err := t.dir(oldParent); err != nil {
+		oldDir, err := t.dir(oldParent)
+		if err != nil {
 			return err
 		}
-		if _, err := liveDir(t, newParent); err != nil {
+		newDir, err := liveDir(t, newParent)
+		if err != nil {
 			return err
 		}
 		if from.inode, err = t.named(oldParent, oldName); err != nil {
@@ -49,10 +52,17 @@ func (p *Pool) Rename(ctx context.Context, oldParent namespace.Ino, oldName stri
 			return namespace.ErrExist
 		case to.inode.Ino == from.inode.Ino:
 			return errUnchanged
-		case flags&namespace.RenameExchange != 0:
-			return p.exchange(t, &from, &to)
 		}
-		lost, err = p.move(t, &from, &to)
+		if err := checkBorder(&from.inode, &newDir); err != nil {
+			return err
+		}
+		if flags&namespace.RenameExchange != 0 {
+			if err := checkBorder(&to.inode, &oldDir); err != nil {
+				return err
+			}
+			return d.exchange(t, &from, &to)
+		}
+		lost, err = d.move(t, &from, &to)
 		return err
 	})
 	if err != nil {
@@ -62,7 +72,7 @@ func (p *Pool) Rename(ctx context.Context, oldParent namespace.Ino, oldName stri
 }
 
 // move takes the name from one place to another, over what is there.
-func (p *Pool) move(t txn, from, to *place) (lost *namespace.Inode, err error) {
+func (d *directory) move(t txn, from, to *place) (lost *namespace.Inode, err error) {
 	if err := checkNotBelow(t, &from.inode, to.parent); err != nil {
 		return nil, err
 	}
@@ -77,18 +87,18 @@ func (p *Pool) move(t txn, from, to *place) (lost *namespace.Inode, err error) {
 		if isDir(to.inode.Mode) {
 			toLinks--
 		}
-		if err := p.dropLink(t, &to.inode); err != nil {
+		if err := d.dropLink(t, &to.inode); err != nil {
 			return nil, err
 		}
 		lost = &to.inode
 	}
-	if err := t.delete(bucketDirents, keyName(uint64(from.parent), from.name)); err != nil {
+	if err := t.deleteDirent(from.parent, from.name); err != nil {
 		return nil, err
 	}
-	if err := p.settle(t, &from.inode, to.parent, to.name); err != nil {
+	if err := d.settle(t, &from.inode, to.parent, to.name); err != nil {
 		return nil, err
 	}
-	return lost, p.touchParents(t, from.parent, fromLinks, to.parent, toLinks)
+	return lost, d.touchParents(t, from.parent, fromLinks, to.parent, toLinks)
 }
 
 // checkReplace refuses to replace a directory by something else, or one that has
@@ -104,7 +114,7 @@ func checkReplace(t txn, from, to *place) error {
 }
 
 // exchange swaps what two names stand for.
-func (p *Pool) exchange(t txn, from, to *place) error {
+func (d *directory) exchange(t txn, from, to *place) error {
 	if err := checkNotBelow(t, &from.inode, to.parent); err != nil {
 		return err
 	}
@@ -118,18 +128,18 @@ func (p *Pool) exchange(t txn, from, to *place) error {
 	if isDir(to.inode.Mode) {
 		links--
 	}
-	if err := p.settle(t, &from.inode, to.parent, to.name); err != nil {
+	if err := d.settle(t, &from.inode, to.parent, to.name); err != nil {
 		return err
 	}
-	if err := p.settle(t, &to.inode, from.parent, from.name); err != nil {
+	if err := d.settle(t, &to.inode, from.parent, from.name); err != nil {
 		return err
 	}
-	return p.touchParents(t, from.parent, -links, to.parent, links)
+	return d.touchParents(t, from.parent, -links, to.parent, links)
 }
 
 // settle puts n under a name.
-func (p *Pool) settle(t txn, n *namespace.Inode, parent namespace.Ino, name string) error {
-	n.Ctime = p.now().UnixNano()
+func (d *directory) settle(t txn, n *namespace.Inode, parent namespace.Ino, name string) error {
+	n.Ctime = d.pool.now().UnixNano()
 	if isDir(n.Mode) {
 		n.Parent = parent
 	}
@@ -139,14 +149,14 @@ func (p *Pool) settle(t txn, n *namespace.Inode, parent namespace.Ino, name stri
 	return t.putDirent(parent, name, dirent{ino: n.Ino, mode: n.Mode & unix.S_IFMT})
 }
 
-func (p *Pool) touchParents(t txn, from namespace.Ino, fromLinks int, to namespace.Ino, toLinks int) error {
+func (d *directory) touchParents(t txn, from namespace.Ino, fromLinks int, to namespace.Ino, toLinks int) error {
 	if from == to {
-		return p.touchDir(t, from, fromLinks+toLinks)
+		return d.touchDir(t, from, fromLinks+toLinks)
 	}
-	if err := p.touchDir(t, from, fromLinks); err != nil {
+	if err := d.touchDir(t, from, fromLinks); err != nil {
 		return err
 	}
-	return p.touchDir(t, to, toLinks)
+	return d.touchDir(t, to, toLinks)
 }
 
 // maxDepth bounds the walk to the root: a pool with a deeper tree, or a ring, is
@@ -168,12 +178,12 @@ func checkNotBelow(t txn, n *namespace.Inode, parent namespace.Ino) error {
 		}
 		above, err := t.dir(parent)
 		if errors.Is(err, namespace.ErrNotExist) || errors.Is(err, namespace.ErrNotDir) {
-			return corruptValue(bucketInodes, key1(uint64(parent)), "the parent of a directory is none")
+			return corruptValue(bucketInodes, key1(uint64(t.number(parent))), "the parent of a directory is none")
 		}
 		if err != nil {
 			return err
 		}
 		parent = above.Parent
 	}
-	return corruptValue(bucketInodes, key1(uint64(parent)), "the way to the root does not end")
+	return corruptValue(bucketInodes, key1(uint64(t.number(parent))), "the way to the root does not end")
 }

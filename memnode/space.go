@@ -18,71 +18,120 @@ const minDiscardSlots = 16
 
 // Grant gives a region slots, durably, and formats it if they are its first.
 //
-// ErrNoSpace if fewer than need are left, or, for a first grant, if no run has
-// region.MinFirstGrant. namespace.ErrNotExist if there is no such file.
-func (p *Pool) Grant(ctx context.Context, id region.ID, need, want uint64) (g region.Grant, err error) {
-	var rec regionRecord
-	err = p.view(ctx, func(t txn) error {
-		if _, err := t.regular(id); err != nil {
+// ErrNoSpace if fewer than need are left in the pool or to the share, or, for a first
+// grant, if no run has region.MinFirstGrant. namespace.ErrNotExist if there is no such
+// file.
+func (d *directory) Grant(ctx context.Context, id region.ID, need, want uint64) (g region.Grant, err error) {
+	var (
+		rec   regionRecord
+		first uint64 // the least that the first run must have
+		room  uint64
+	)
+	err = d.view(ctx, func(t txn) error {
+		n, err := t.regular(id)
+		if err != nil {
 			return err
 		}
-		rec, err = t.region(id)
+		if rec, err = t.region(id); err != nil {
+			return err
+		}
+		if rec.super == 0 {
+			first = region.MinFirstGrant
+		}
+		need = max(need, first, 1)
+		if room, err = t.room(n.Share); err == nil && room < need {
+			err = fmt.Errorf("%w: %d slots wanted, %d left", errQuota, need, room)
+		}
 		return err
 	})
 	if err != nil {
 		return region.Grant{}, err
 	}
-	if p.readOnly {
+	if d.pool.readOnly {
 		return region.Grant{}, ErrReadOnly
 	}
-	first := uint64(0)
-	if rec.super == 0 {
-		first = region.MinFirstGrant
-	}
-	runs, err := p.take(need, want, first)
+	runs, err := d.pool.take(need, min(want, room), first)
 	if err != nil {
 		return region.Grant{}, err
 	}
 	if rec.super == 0 {
 		// Flushed before the transaction that makes it the region's.
-		rec.super, err = region.Format(ctx, device{p}, runs[0], region.Seed{ID: id})
+		rec.super, err = region.Format(ctx, device{d.pool}, runs[0], region.Seed{ID: id})
 		if err != nil {
-			p.untake(runs, err)
+			d.pool.untake(runs, err)
 			return region.Grant{}, err
 		}
 	}
-	err = p.update(ctx, func(t txn) error {
-		if _, err := t.regular(id); err != nil {
-			return err // reaped meanwhile
+	var rest []region.Run
+	err = d.resize(ctx, func(t txn) (granted, _ []region.Run, err error) {
+		n, err := t.regular(id)
+		if err != nil {
+			return nil, nil, err // reaped meanwhile
 		}
 		now, err := t.region(id)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		if now.super == 0 {
 			if err := t.putRegion(id, rec); err != nil {
-				return err
+				return nil, nil, err
 			}
 			now = rec
 		}
-		g = region.Grant{Runs: runs, Super: now.super}
-		return t.addExtents(id, runs)
+		// Another region of the share may have got some of the room meanwhile.
+		if room, err = t.room(n.Share); err != nil {
+			return nil, nil, err
+		}
+		if granted, rest = cutRuns(runs, room); slotsOf(granted) < int64(need) {
+			return nil, nil, fmt.Errorf("%w: %d slots wanted, %d left", errQuota, need, room)
+		}
+		if err := t.charge(n.Share, 0, slotsOf(granted)); err != nil {
+			return nil, nil, err
+		}
+		g = region.Grant{Runs: granted, Super: now.super}
+		return granted, nil, t.addExtents(id, granted)
 	})
 	if err != nil {
-		p.untake(runs, err)
+		d.pool.untake(runs, err)
 		return region.Grant{}, err
 	}
+	d.pool.untake(rest, nil)
 	return g, nil
 }
 
+// cutRuns returns the first n slots of runs, and the others.
+func cutRuns(runs []region.Run, n uint64) (head, tail []region.Run) {
+	for i, r := range runs {
+		if r.N > n {
+			if n > 0 {
+				head = append(head, region.Run{Start: r.Start, N: n})
+			}
+			tail = append(tail, region.Run{Start: r.Start + region.Slot(n), N: r.N - n})
+			return head, append(tail, runs[i+1:]...)
+		}
+		head = append(head, r)
+		n -= r.N
+	}
+	return head, nil
+}
+
+// slotsOf counts the slots of runs, which fit the pool.
+func slotsOf(runs []region.Run) int64 {
+	n := uint64(0)
+	for _, r := range runs {
+		n += r.N
+	}
+	return int64(n)
+}
+
 // take takes slots from the free list for a transaction to come. The first run
-// has first slots at least.
+// has first slots at least, which need is not below.
 func (p *Pool) take(need, want, first uint64) ([]region.Run, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	runs := p.free.take(max(need, first), want, first)
+	runs := p.free.take(need, want, first)
 	if runs == nil {
-		return nil, fmt.Errorf("%w: %d slots wanted, %d free in %d runs", region.ErrNoSpace, max(need, first), p.free.slots, len(p.free.runs))
+		return nil, fmt.Errorf("%w: %d slots wanted, %d free in %d runs", region.ErrNoSpace, need, p.free.slots, len(p.free.runs))
 	}
 	return runs, nil
 }
@@ -118,31 +167,35 @@ func (p *Pool) release(runs []region.Run) {
 }
 
 // Return takes slots back from a region. Each run must be inside one of its
-// extents and not hold its superblocks: ErrNotOwned.
-func (p *Pool) Return(ctx context.Context, id region.ID, runs []region.Run) error {
+// extents and not hold its superblocks: ErrNotOwned. namespace.ErrNotExist if there is
+// no such file.
+func (d *directory) Return(ctx context.Context, id region.ID, runs []region.Run) error {
 	if len(runs) == 0 {
 		return nil
 	}
-	err := p.update(ctx, func(t txn) error {
+	err := d.resize(ctx, func(t txn) (_, freed []region.Run, err error) {
+		n, err := t.regular(id)
+		if err != nil {
+			return nil, nil, err
+		}
 		rec, err := t.region(id)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		super := region.Run{Start: rec.super, N: 2}
 		for _, r := range runs {
 			if r.N == 0 || r.Start >= region.MaxSlot || r.N > uint64(region.MaxSlot) || overlap(r, super) {
-				return fmt.Errorf("%w: %d slots from %d", ErrNotOwned, r.N, r.Start)
+				return nil, nil, fmt.Errorf("%w: %d slots from %d", ErrNotOwned, r.N, r.Start)
 			}
 			if err := t.removeExtent(id, r); err != nil {
-				return err
+				return nil, nil, err
 			}
 		}
-		return nil
+		return nil, runs, t.charge(n.Share, 0, -slotsOf(runs))
 	})
 	if err != nil {
 		return fmt.Errorf("return slots of region %d: %w", id, err)
 	}
-	p.release(runs)
 	return nil
 }
 

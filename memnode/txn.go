@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"slices"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -13,20 +14,48 @@ import (
 
 // A txn is a transaction of the directory: bbolt's, with typed values that are
 // checked when they are read.
-type txn struct{ tx *bolt.Tx }
+//
+// It shows one share and nothing else: inodes of others do not exist in it, and the
+// share's directory has the number Root. With Root for a share it shows the pool.
+type txn struct {
+	tx    *bolt.Tx
+	share namespace.Ino
+}
 
-func (t txn) bucket(name string) (*bolt.Bucket, error) {
-	if b := t.tx.Bucket([]byte(name)); b != nil {
-		return b, nil
+// of is the same transaction as the holder of a share sees it.
+func (t txn) of(share namespace.Ino) txn { return txn{t.tx, share} }
+
+// number is the number in the pool of an inode that the share calls ino.
+func (t txn) number(ino namespace.Ino) namespace.Ino {
+	if ino == namespace.Root {
+		return t.share
 	}
-	return nil, &CorruptError{File: "meta.db", Name: name, What: "bucket missing"}
+	return ino
+}
+
+// name is what the share calls an inode of the pool.
+func (t txn) name(ino namespace.Ino) namespace.Ino {
+	if ino == t.share {
+		return namespace.Root
+	}
+	return ino
+}
+
+// bucket returns nil for one that a pool opened for reading may lack: nothing is
+// in it.
+func (t txn) bucket(name string) (*bolt.Bucket, error) {
+	b := t.tx.Bucket([]byte(name))
+	if b == nil && (t.tx.Writable() || !slices.Contains(lateBuckets, name)) {
+		return nil, &CorruptError{File: "meta.db", Name: name, What: "bucket missing"}
+	}
+	return b, nil
 }
 
 // get returns the body of a value, which is valid until the transaction ends, or
 // nil.
 func (t txn) get(bucket string, key []byte) ([]byte, error) {
 	b, err := t.bucket(bucket)
-	if err != nil {
+	if b == nil {
 		return nil, err
 	}
 	v := b.Get(key)
@@ -56,7 +85,7 @@ func (t txn) delete(bucket string, key []byte) error {
 // and body are valid until the transaction ends. fn must not change the bucket.
 func (t txn) each(bucket string, prefix []byte, fn func(key, body []byte) error) error {
 	b, err := t.bucket(bucket)
-	if err != nil {
+	if b == nil {
 		return err
 	}
 	c := b.Cursor()
@@ -130,8 +159,12 @@ func (t txn) state() (stateRecord, error) {
 
 func (t txn) putState(r stateRecord) error { return t.put(bucketPool, []byte("state"), r.encode()) }
 
-// inode returns ErrNotExist if there is none of that number.
+// inode returns ErrNotExist if there is none of that number in the share.
 func (t txn) inode(ino namespace.Ino) (namespace.Inode, error) {
+	if ino == t.share && ino != namespace.Root {
+		return namespace.Inode{}, namespace.ErrNotExist // its number here is Root
+	}
+	ino = t.number(ino)
 	key := key1(uint64(ino))
 	body, err := t.get(bucketInodes, key)
 	if err != nil {
@@ -144,11 +177,28 @@ func (t txn) inode(ino namespace.Ino) (namespace.Inode, error) {
 	if err != nil {
 		return namespace.Inode{}, corruptValue(bucketInodes, key, err.Error())
 	}
+	if t.share == namespace.Root {
+		return n, nil
+	}
+	if n.Share == 0 || n.Share != t.share {
+		return namespace.Inode{}, namespace.ErrNotExist
+	}
+	n.Share = namespace.Root
+	if n.Ino == t.share {
+		n.Ino = namespace.Root
+	} else {
+		n.Parent = t.name(n.Parent)
+	}
 	return n, nil
 }
 
 func (t txn) putInode(n *namespace.Inode) error {
-	return t.put(bucketInodes, key1(uint64(n.Ino)), encodeInode(n))
+	m := *n
+	m.Ino, m.Share = t.number(n.Ino), t.number(n.Share)
+	if n.Ino != namespace.Root { // the directory of a share is in the pool's root
+		m.Parent = t.number(n.Parent)
+	}
+	return t.put(bucketInodes, key1(uint64(m.Ino)), encodeInode(&m))
 }
 
 // dir returns an inode that must be a directory.
@@ -175,9 +225,10 @@ func (t txn) regular(id region.ID) (namespace.Inode, error) {
 	return n, nil
 }
 
-// dirent returns ErrNotExist if the name is not there.
+// dirent returns ErrNotExist if the name is not there. The caller has looked at
+// parent.
 func (t txn) dirent(parent namespace.Ino, name string) (dirent, error) {
-	key := keyName(uint64(parent), name)
+	key := keyName(uint64(t.number(parent)), name)
 	body, err := t.get(bucketDirents, key)
 	if err != nil {
 		return dirent{}, err
@@ -193,10 +244,27 @@ func (t txn) dirent(parent namespace.Ino, name string) (dirent, error) {
 }
 
 func (t txn) putDirent(parent namespace.Ino, name string, d dirent) error {
-	return t.put(bucketDirents, keyName(uint64(parent), name), d.encode())
+	return t.put(bucketDirents, keyName(uint64(t.number(parent)), name), d.encode())
 }
 
-// named returns the inode of a name. A name without one is damage.
+func (t txn) deleteDirent(parent namespace.Ino, name string) error {
+	return t.delete(bucketDirents, keyName(uint64(t.number(parent)), name))
+}
+
+// eachDirent calls fn for every name in a directory, in the order of their bytes. The
+// caller has looked at parent. fn must not change the directory.
+func (t txn) eachDirent(parent namespace.Ino, fn func(name string, e dirent) error) error {
+	return t.each(bucketDirents, key1(uint64(t.number(parent))), func(key, body []byte) error {
+		var e dirent
+		if err := e.decode(body); err != nil {
+			return corruptValue(bucketDirents, key, err.Error())
+		}
+		return fn(string(key[8:]), e)
+	})
+}
+
+// named returns the inode of a name. A name without one is damage. The caller has
+// looked at parent.
 func (t txn) named(parent namespace.Ino, name string) (namespace.Inode, error) {
 	d, err := t.dirent(parent, name)
 	if err != nil {
@@ -204,7 +272,7 @@ func (t txn) named(parent namespace.Ino, name string) (namespace.Inode, error) {
 	}
 	n, err := t.inode(d.ino)
 	if errors.Is(err, namespace.ErrNotExist) {
-		return namespace.Inode{}, corruptValue(bucketDirents, keyName(uint64(parent), name), "names a missing inode")
+		return namespace.Inode{}, corruptValue(bucketDirents, keyName(uint64(t.number(parent)), name), "names a missing inode")
 	}
 	return n, err
 }

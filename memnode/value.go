@@ -6,8 +6,12 @@ import (
 	"hash/crc32"
 )
 
-// valueVersion is the first byte of every value in meta.db.
-const valueVersion = 1
+// valueVersion is the first byte of every value in meta.db, but for the inodes of
+// shares: programs that know of no shares must not open their pools.
+const (
+	valueVersion      = 1
+	shareInodeVersion = 2
+)
 
 // Buckets of meta.db. Keys are big-endian, so that a cursor sees the entries of
 // one owner side by side; values are little-endian. docs/format.md has all
@@ -22,12 +26,19 @@ const (
 	bucketFamilies    = "families"    // family, ino → nothing
 	bucketCheckpoints = "checkpoints" // ino, name → region.Checkpoint
 	bucketOrphans     = "orphans"     // ino → nothing
+	bucketShares      = "shares"      // ino → shareRecord
+	bucketLeases      = "leases"      // ino → Lease
 )
 
-var buckets = []string{
-	bucketPool, bucketInodes, bucketDirents, bucketXattrs, bucketRegions,
-	bucketExtents, bucketFamilies, bucketCheckpoints, bucketOrphans,
-}
+// buckets are those that every pool has. Pools that were made before there were
+// shares get lateBuckets when they are opened for writing.
+var (
+	buckets = []string{
+		bucketPool, bucketInodes, bucketDirents, bucketXattrs, bucketRegions,
+		bucketExtents, bucketFamilies, bucketCheckpoints, bucketOrphans,
+	}
+	lateBuckets = []string{bucketShares, bucketLeases}
+)
 
 // sealValue appends to a value's body the CRC-32C of bucket, key and body.
 func sealValue(bucket string, key, body []byte) []byte {
@@ -40,7 +51,7 @@ func openValue(bucket string, key, v []byte) ([]byte, error) {
 	if len(v) < 5 {
 		return nil, corruptValue(bucket, key, fmt.Sprintf("value of %d bytes", len(v)))
 	}
-	if v[0] != valueVersion {
+	if v[0] != valueVersion && (bucket != bucketInodes || v[0] != shareInodeVersion) {
 		return nil, fmt.Errorf("%s: key %x: %w", bucket, key, versionError("meta.db", uint64(v[0]), valueVersion))
 	}
 	body := v[:len(v)-4]

@@ -14,25 +14,23 @@ import (
 const maxXattrList = 64 << 10
 
 // Xattr returns the value of an extended attribute. The caller owns it.
-func (p *Pool) Xattr(ctx context.Context, ino namespace.Ino, name string) (value []byte, err error) {
+func (d *directory) Xattr(ctx context.Context, ino namespace.Ino, name string) (value []byte, err error) {
 	if err := checkXattrName(name); err != nil {
 		return nil, err
 	}
-	err = p.view(ctx, func(t txn) error {
-		if value, err = t.xattr(ino, name); !errors.Is(err, namespace.ErrNoXattr) {
+	err = d.view(ctx, func(t txn) error {
+		if _, err := t.inode(ino); err != nil {
 			return err
 		}
-		if _, ierr := t.inode(ino); ierr != nil {
-			return ierr
-		}
+		value, err = t.xattr(ino, name)
 		return err
 	})
 	return value, err
 }
 
 // Xattrs returns the names of an inode's extended attributes, sorted.
-func (p *Pool) Xattrs(ctx context.Context, ino namespace.Ino) (names []string, err error) {
-	err = p.view(ctx, func(t txn) error {
+func (d *directory) Xattrs(ctx context.Context, ino namespace.Ino) (names []string, err error) {
+	err = d.view(ctx, func(t txn) error {
 		if _, err := t.inode(ino); err != nil {
 			return err
 		}
@@ -44,7 +42,7 @@ func (p *Pool) Xattrs(ctx context.Context, ino namespace.Ino) (names []string, e
 
 // SetXattr sets an extended attribute. ErrTooBig if the value, or all names
 // together, would be longer than Linux allows.
-func (p *Pool) SetXattr(ctx context.Context, ino namespace.Ino, name string, value []byte, flags namespace.XattrFlags) error {
+func (d *directory) SetXattr(ctx context.Context, ino namespace.Ino, name string, value []byte, flags namespace.XattrFlags) error {
 	if err := checkXattrName(name); err != nil {
 		return err
 	}
@@ -54,7 +52,7 @@ func (p *Pool) SetXattr(ctx context.Context, ino namespace.Ino, name string, val
 	case len(value) > namespace.MaxXattrValue:
 		return namespace.ErrTooBig
 	}
-	return p.update(ctx, func(t txn) error {
+	return d.update(ctx, func(t txn) error {
 		n, err := t.inode(ino)
 		if err != nil {
 			return err
@@ -72,20 +70,20 @@ func (p *Pool) SetXattr(ctx context.Context, ino namespace.Ino, name string, val
 		case err != nil:
 			return err
 		}
-		if err := t.put(bucketXattrs, keyName(uint64(ino), name), encodeXattr(value)); err != nil {
+		if err := t.put(bucketXattrs, keyName(uint64(t.number(ino)), name), encodeXattr(value)); err != nil {
 			return err
 		}
-		n.Ctime = p.now().UnixNano()
+		n.Ctime = d.pool.now().UnixNano()
 		return t.putInode(&n)
 	})
 }
 
 // RemoveXattr removes an extended attribute.
-func (p *Pool) RemoveXattr(ctx context.Context, ino namespace.Ino, name string) error {
+func (d *directory) RemoveXattr(ctx context.Context, ino namespace.Ino, name string) error {
 	if err := checkXattrName(name); err != nil {
 		return err
 	}
-	return p.update(ctx, func(t txn) error {
+	return d.update(ctx, func(t txn) error {
 		n, err := t.inode(ino)
 		if err != nil {
 			return err
@@ -93,17 +91,17 @@ func (p *Pool) RemoveXattr(ctx context.Context, ino namespace.Ino, name string) 
 		if _, err := t.xattr(ino, name); err != nil {
 			return err
 		}
-		if err := t.delete(bucketXattrs, keyName(uint64(ino), name)); err != nil {
+		if err := t.delete(bucketXattrs, keyName(uint64(t.number(ino)), name)); err != nil {
 			return err
 		}
-		n.Ctime = p.now().UnixNano()
+		n.Ctime = d.pool.now().UnixNano()
 		return t.putInode(&n)
 	})
 }
 
-// xattr returns a copy of the value, or ErrNoXattr.
+// xattr returns a copy of the value, or ErrNoXattr. The caller has looked at ino.
 func (t txn) xattr(ino namespace.Ino, name string) ([]byte, error) {
-	key := keyName(uint64(ino), name)
+	key := keyName(uint64(t.number(ino)), name)
 	body, err := t.get(bucketXattrs, key)
 	if err != nil {
 		return nil, err
@@ -119,7 +117,7 @@ func (t txn) xattr(ino namespace.Ino, name string) ([]byte, error) {
 }
 
 func (t txn) xattrs(ino namespace.Ino) (names []string, err error) {
-	err = t.each(bucketXattrs, key1(uint64(ino)), func(key, _ []byte) error {
+	err = t.each(bucketXattrs, key1(uint64(t.number(ino))), func(key, _ []byte) error {
 		names = append(names, string(key[8:]))
 		return nil
 	})

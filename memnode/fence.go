@@ -1,0 +1,142 @@
+package memnode
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/region"
+)
+
+// A Fence is the memory node's end of a session's data path: the slots of one share,
+// until the lease is over. Its View keeps it up to date. It is safe for concurrent
+// use; an access costs two atomic additions and a binary search.
+//
+// Lock order: changing, then a transaction of meta.db; gate and flushing are taken
+// alone.
+type Fence struct {
+	pool *Pool // immutable
+
+	// slots is what the session may touch; nil before it is loaded. Each store
+	// publishes a set that does not change any more.
+	slots atomic.Pointer[runSet]
+	// ended is stored once. Accesses that began before hold gate or flushing.
+	ended atomic.Bool
+
+	// changing is held from a transaction that changes the extents until slots
+	// says so, across I/O.
+	changing sync.Mutex
+	gate     sync.RWMutex // held for reading during a read or write
+	flushing sync.RWMutex // held for reading during a flush
+}
+
+var _ rdmacache.Handler = (*Fence)(nil)
+
+// ReadAt fills p from byte off of the pool. ErrRange unless all of it is in slots of
+// the share.
+func (f *Fence) ReadAt(p []byte, off int64) error {
+	f.gate.RLock()
+	defer f.gate.RUnlock()
+	if err := f.check("read", len(p), off); err != nil {
+		return err
+	}
+	return f.pool.ReadAt(p, off)
+}
+
+// WriteAt stores p at byte off of the pool. ErrRange unless all of it is in slots of
+// the share.
+func (f *Fence) WriteAt(p []byte, off int64) error {
+	f.gate.RLock()
+	defer f.gate.RUnlock()
+	if err := f.check("write", len(p), off); err != nil {
+		return err
+	}
+	return f.pool.WriteAt(p, off)
+}
+
+// check refuses an access. gate is held.
+func (f *Fence) check(op string, n int, off int64) error {
+	if f.ended.Load() {
+		return rdmacache.ErrFenced
+	}
+	if !f.slots.Load().holds(off, n) {
+		return rangeError(op, n, off)
+	}
+	return nil
+}
+
+// Flush makes all earlier writes persistent. Flushes of all fences that come at one
+// time share one of the medium.
+func (f *Fence) Flush() error {
+	f.flushing.RLock()
+	defer f.flushing.RUnlock()
+	if f.ended.Load() {
+		return rdmacache.ErrFenced
+	}
+	return f.pool.Flush()
+}
+
+// Medium says what a flush promises.
+func (f *Fence) Medium() rdmacache.Medium { return f.pool.Medium() }
+
+// End ends the session: once it returned nothing of it is under way, and every
+// later call of Fence and View returns rdmacache.ErrFenced. It waits for the medium
+// only.
+func (f *Fence) End() {
+	f.ended.Store(true)
+	f.drain()
+	f.flushing.Lock()
+	//lint:ignore SA2001 to wait for the readers is all
+	f.flushing.Unlock()
+}
+
+// drain waits for reads and writes that began before the call.
+func (f *Fence) drain() {
+	f.gate.Lock()
+	//lint:ignore SA2001 to wait for the readers is all
+	f.gate.Unlock()
+}
+
+// over tells whether the session has ended. A nil Fence never does.
+func (f *Fence) over() bool { return f != nil && f.ended.Load() }
+
+// load sets the slots by fn, unless they are.
+func (f *Fence) load(fn func() ([]region.Run, error)) error {
+	f.changing.Lock()
+	defer f.changing.Unlock()
+	if f.slots.Load() != nil {
+		return nil
+	}
+	runs, err := fn()
+	if err != nil {
+		return err
+	}
+	set := runSet(nil).with(runs)
+	f.slots.Store(&set)
+	return nil
+}
+
+// change runs commit, which changes the extents, and makes the slots follow. What was
+// freed is out of reach when it returns: accesses that began before have ended. A nil
+// Fence only commits.
+func (f *Fence) change(commit func() (granted, freed []region.Run, err error)) error {
+	if f == nil {
+		_, _, err := commit()
+		return err
+	}
+	// One at a time: slots that are granted and given back again must not come
+	// here in the other order.
+	f.changing.Lock()
+	defer f.changing.Unlock()
+	granted, freed, err := commit()
+	slots := f.slots.Load()
+	if err != nil || slots == nil {
+		return err
+	}
+	changed := slots.with(granted).without(freed)
+	f.slots.Store(&changed)
+	if len(freed) > 0 {
+		f.drain()
+	}
+	return nil
+}

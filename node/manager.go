@@ -1,0 +1,307 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/rpmemfs/rpmemfs/memnode"
+	"github.com/rpmemfs/rpmemfs/namespace"
+)
+
+// Limits of what callers can make a node remember.
+const (
+	maxSessions = 1024 // open, opening or ending
+	maxWaiters  = 1024
+	maxObits    = 256 // sessions that are over, of which it is known why
+)
+
+// A manager gives the leases of the pool's shares to sessions, one at a time for
+// each share, and takes them back when they are not kept alive. Its clock alone
+// decides.
+//
+// A session ends in this order: its data connections and calls are cut, and the
+// fence closed; when no access is under way any more, the lease's record goes; only
+// then is it the next one's turn. So nothing of a session comes after the grant of
+// the next.
+//
+// mu is never held across the store or a fence.
+type manager struct {
+	store store
+	log   *slog.Logger
+
+	stopping chan struct{} // closed by stop
+
+	mu       sync.Mutex // guards the fields below, and the state of every session
+	stopped  bool
+	sessions map[namespace.Ino]*session // by share
+	tokens   map[tokenHash]*session     // live and ending
+	queue    []*waiter                  // in the order of their turns
+	obits    map[tokenHash]error        // why late callers are fenced
+	buried   []tokenHash                // in obits, oldest first
+	counts   Counts
+	ends     sync.WaitGroup // sessions that are ending; not added to once stopped
+}
+
+// Counts count since the node started.
+type Counts struct {
+	Granted uint64 // leases
+	Expired uint64
+	Stolen  uint64
+	Closed  uint64 // by their holders
+	Ended   uint64 // by an operator
+}
+
+func newManager(st store, log *slog.Logger) *manager {
+	return &manager{
+		store:    st,
+		log:      log,
+		stopping: make(chan struct{}),
+		sessions: make(map[namespace.Ino]*session),
+		tokens:   make(map[tokenHash]*session),
+		obits:    make(map[tokenHash]error),
+	}
+}
+
+// restore takes up the leases that are recorded. Each lasts its whole time again:
+// the holders could not keep them alive while the node was away.
+func (m *manager) restore(ctx context.Context) error {
+	leases, err := m.store.Leases(ctx)
+	if err != nil {
+		return fmt.Errorf("restore leases: %w", err)
+	}
+	for _, l := range leases {
+		l.Timeout = min(max(l.Timeout, MinLease), MaxLease)
+		s := newSession(l)
+		s.req = openRequest{share: l.Share, holder: l.Holder}
+		close(s.opened)
+		if s.view, s.fence, err = m.store.open(ctx, l.Share); err != nil {
+			return fmt.Errorf("restore the lease of %s: %w", l.Holder, err)
+		}
+		m.mu.Lock()
+		m.sessions[l.Share] = s
+		m.begin(s)
+		m.mu.Unlock()
+		m.log.Info("lease restored", "share", s.req.name, "holder", l.Holder, "generation", l.Generation)
+	}
+	return nil
+}
+
+func newSession(l memnode.Lease) *session {
+	s := &session{lease: l, opened: make(chan struct{}), gone: make(chan struct{})}
+	s.life, s.cancel = context.WithCancelCause(context.Background())
+	return s
+}
+
+// begin makes a session live. mu is held.
+func (m *manager) begin(s *session) {
+	s.state = live
+	s.kept = time.Now()
+	m.tokens[tokenHash(s.lease.TokenHash)] = s
+	s.timer = time.AfterFunc(s.lease.Timeout, func() { m.expire(s) })
+}
+
+// expire ends s unless it was kept alive since the timer was set.
+func (m *manager) expire(s *session) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s.state != live || m.stopped {
+		return
+	}
+	if left := time.Until(s.deadline()); left > 0 {
+		s.timer.Reset(left)
+		return
+	}
+	m.counts.Expired++
+	m.end(s, fmt.Sprintf("it was not kept alive for %v", s.lease.Timeout))
+}
+
+// end begins to end a live session; gone is closed at the end. mu is held.
+func (m *manager) end(s *session, why string) {
+	if s.state != live || m.stopped {
+		return
+	}
+	s.state = ending
+	s.why = fenced(why)
+	s.timer.Stop()
+	s.cancel(s.why)
+	m.log.Info("session ends", "share", s.req.name, "holder", s.lease.Holder, "generation", s.lease.Generation, "why", why)
+	m.ends.Go(func() { m.finish(s) })
+}
+
+// finish waits until nothing of s is under way, and passes its share on.
+func (m *manager) finish(s *session) {
+	s.fence.End()
+	// The next lease is granted in any case: if the record could not go, the pool
+	// is poisoned and refuses that itself.
+	err := m.store.EndLease(context.Background(), s.lease.Share, s.lease.Session)
+	if err != nil {
+		m.log.Error("the record of an ended lease stays", "share", s.req.name, "holder", s.lease.Holder, "error", err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s.state = over
+	delete(m.sessions, s.lease.Share)
+	hash := tokenHash(s.lease.TokenHash)
+	delete(m.tokens, hash)
+	m.bury(hash, s.why)
+	close(s.gone)
+	m.dispatch()
+}
+
+// bury keeps why a session ended, for callers who come late. mu is held.
+func (m *manager) bury(hash tokenHash, why error) {
+	if len(m.buried) == maxObits {
+		delete(m.obits, m.buried[0])
+		m.buried = m.buried[1:]
+	}
+	m.obits[hash] = why
+	m.buried = append(m.buried, hash)
+}
+
+// keepAlive makes the lease last its whole time from now.
+func (m *manager) keepAlive(id sessionID, t token) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s, err := m.find(id, t)
+	if err != nil {
+		return err
+	}
+	s.kept = time.Now()
+	s.timer.Reset(s.lease.Timeout)
+	return nil
+}
+
+// session returns the live session of a token.
+func (m *manager) session(id sessionID, t token) (*session, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.find(id, t)
+}
+
+// find returns the live session of a token; else its error matches
+// rdmacache.ErrFenced. mu is held.
+func (m *manager) find(id sessionID, t token) (*session, error) {
+	s, err := m.findToken(t)
+	if err != nil {
+		return nil, err
+	}
+	if s.lease.Session != id {
+		return nil, fenced("the session is not the token's")
+	}
+	return s, nil
+}
+
+// findToken is find for the data path, which has no number. The table is searched
+// by a hash of what the caller sent, so the time it takes tells nothing about the
+// tokens in it. mu is held.
+func (m *manager) findToken(t token) (*session, error) {
+	hash := t.hash()
+	s := m.tokens[hash]
+	if s == nil {
+		if why := m.obits[hash]; why != nil {
+			return nil, why
+		}
+		return nil, fenced("no such session; the memory node may have restarted since it ended")
+	}
+	// The timer may be late.
+	if s.state == live && time.Until(s.deadline()) <= 0 {
+		m.counts.Expired++
+		m.end(s, fmt.Sprintf("it was not kept alive for %v", s.lease.Timeout))
+	}
+	if s.state != live {
+		return nil, s.why
+	}
+	return s, nil
+}
+
+// close ends the session of its own accord, and waits until it is over or ctx is
+// done.
+func (m *manager) close(ctx context.Context, id sessionID, t token) error {
+	m.mu.Lock()
+	s, err := m.find(id, t)
+	if err == nil {
+		m.counts.Closed++
+		m.end(s, "it was closed")
+	}
+	m.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return m.wait(ctx, s)
+}
+
+// endShare ends the session that holds a share, if it is the one given.
+func (m *manager) endShare(ctx context.Context, share namespace.Ino, only *sessionID) error {
+	m.mu.Lock()
+	s := m.sessions[share]
+	if s == nil || s.state == opening || only != nil && s.lease.Session != *only {
+		m.mu.Unlock()
+		return fmt.Errorf("%w: no such session", namespace.ErrNotExist)
+	}
+	if s.state == live {
+		m.counts.Ended++
+		m.end(s, "an operator ended it")
+	}
+	m.mu.Unlock()
+	return m.wait(ctx, s)
+}
+
+// wait waits until s, which is ending, is over.
+func (m *manager) wait(ctx context.Context, s *session) error {
+	select {
+	case <-s.gone:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-m.stopping:
+		return errStopping
+	}
+}
+
+// cancel ends the calls of all sessions, which the node cannot wait for any
+// longer. The sessions stay.
+func (m *manager) cancel() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.tokens {
+		s.cancel(errStopping)
+	}
+}
+
+// stop ends the waiting, and lets no session begin or end any more: what is
+// recorded stays for the next start. It returns when no session is ending.
+func (m *manager) stop() {
+	m.mu.Lock()
+	if !m.stopped {
+		m.stopped = true
+		close(m.stopping)
+	}
+	for _, s := range m.tokens {
+		s.timer.Stop()
+	}
+	m.mu.Unlock()
+	m.ends.Wait()
+}
+
+// A holding is what a session looks like from outside.
+type holding struct {
+	lease    memnode.Lease
+	identity string
+	kept     time.Duration // since the last KeepAlive
+}
+
+// holdings returns the sessions by share.
+func (m *manager) holdings() map[namespace.Ino]holding {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make(map[namespace.Ino]holding)
+	for share, s := range m.sessions {
+		if s.state == live || s.state == ending {
+			out[share] = holding{s.lease, s.req.identity, time.Since(s.kept)}
+		}
+	}
+	return out
+}

@@ -1,0 +1,191 @@
+// Package node serves a pool to compute nodes: the gRPC service of nodepb/node.proto,
+// and package rdmacache/tcp for the bytes. Which session may write is decided here.
+//
+// A session holds the lease of one share, or of the whole pool, and shows a random
+// token with every call and data connection. Leases are recorded in the pool, so a
+// restarted node goes on with the sessions that it had.
+package node
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/rpmemfs/rpmemfs/memnode"
+	"github.com/rpmemfs/rpmemfs/node/nodepb"
+	"github.com/rpmemfs/rpmemfs/rdmacache/tcp"
+)
+
+// What a lease may last.
+const (
+	DefaultLease = 10 * time.Second
+	MinLease     = time.Second
+	MaxLease     = 10 * time.Minute
+)
+
+// Limits of what a caller may send and of what waits for it.
+const (
+	maxCalls         = 256 // at a time, on one connection
+	maxWait          = time.Hour
+	maxHolder        = 255 // bytes
+	handshakeTimeout = 5 * time.Second
+
+	// pingEvery is how long a silent connection is trusted, and again how long it
+	// may take to answer.
+	pingEvery = 10 * time.Second
+
+	// stopGrace is how long calls may go on after Run's context is done, and
+	// again how long cancelled calls may take to return.
+	stopGrace = 5 * time.Second
+)
+
+// A Config says what a Server serves.
+type Config struct {
+	// Pool is open for writing, with KeepOrphans. The owner closes it after Run.
+	Pool *memnode.Pool
+	// TLS is that of both listeners, and must ask for certificates: see package
+	// internal/pki. Nil is plain TCP, and everybody may do everything.
+	TLS *tls.Config
+	// Lease is how long a lease lasts if its holder does not say; 0 is
+	// DefaultLease.
+	Lease   time.Duration
+	Version string       // of the program
+	Log     *slog.Logger // nil discards
+}
+
+// A Server serves one pool to sessions.
+type Server struct {
+	nodepb.UnimplementedNodeServer
+
+	cfg      Config // immutable, defaults filled in
+	log      *slog.Logger
+	sessions *manager
+	checking chan struct{} // full while a Check runs
+	dataPort uint32        // set by Run before it serves
+}
+
+// NewServer returns a server that Run starts, once.
+func NewServer(cfg Config) *Server {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Lease == 0 {
+		cfg.Lease = DefaultLease
+	}
+	return &Server{
+		cfg:      cfg,
+		log:      cfg.Log,
+		sessions: newManager(poolStore{cfg.Pool}, cfg.Log),
+		checking: make(chan struct{}, 1),
+	}
+}
+
+// Run serves both listeners, which it closes, until ctx is done or one fails. It
+// takes up the leases that are recorded, and leaves them recorded when it ends: so
+// holders go on when the node is back in time. Calls under way get a few seconds.
+// When it returns nil, no call uses the pool any more, and what was written is
+// flushed.
+func (s *Server) Run(ctx context.Context, control, data net.Listener) error {
+	if err := s.sessions.restore(ctx); err != nil {
+		return errors.Join(err, control.Close(), data.Close())
+	}
+	s.dataPort = portOf(data.Addr())
+	if s.cfg.TLS != nil {
+		data = tls.NewListener(data, s.cfg.TLS)
+	}
+	g := s.newGRPC()
+
+	// Whichever ends first ends the other.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(control) }()
+	moved := make(chan error, 1)
+	go func() {
+		defer cancel()
+		moved <- tcp.Serve(ctx, data, dataSessions{s.sessions}, tcp.ServerConfig{Log: s.log})
+	}()
+	var err error
+	select {
+	case err = <-served:
+		err = fmt.Errorf("node: serve %v: %w", control.Addr(), err)
+		cancel()
+		served <- nil
+	case <-ctx.Done():
+	}
+	s.sessions.stop()
+	err = errors.Join(err, s.stopGRPC(g))
+	<-served
+	if dataErr := <-moved; dataErr != nil && !errors.Is(dataErr, context.Canceled) {
+		err = errors.Join(err, fmt.Errorf("node: data path: %w", dataErr))
+	}
+	// What was acknowledged is flushed; this is for the rest.
+	return errors.Join(err, s.cfg.Pool.Flush())
+}
+
+func (s *Server) newGRPC() *grpc.Server {
+	creds := insecure.NewCredentials()
+	if s.cfg.TLS != nil {
+		creds = credentials.NewTLS(s.cfg.TLS)
+	}
+	g := grpc.NewServer(
+		grpc.Creds(creds),
+		grpc.MaxRecvMsgSize(nodepb.MaxRequestBytes),
+		grpc.MaxSendMsgSize(nodepb.MaxResponseBytes),
+		grpc.MaxConcurrentStreams(maxCalls),
+		grpc.ConnectionTimeout(handshakeTimeout),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: pingEvery, Timeout: pingEvery}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
+		grpc.WaitForHandlers(true),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+	)
+	nodepb.RegisterNodeServer(g, s)
+	healthpb.RegisterHealthServer(g, health.NewServer())
+	reflection.RegisterV1(g)
+	return g
+}
+
+// stopGRPC lets calls end, then cancels them, and then gives up.
+func (s *Server) stopGRPC(g *grpc.Server) error {
+	graceful := make(chan struct{})
+	go func() {
+		defer close(graceful)
+		g.GracefulStop()
+	}()
+	timer := time.NewTimer(stopGrace)
+	defer timer.Stop()
+	select {
+	case <-graceful:
+		return nil
+	case <-timer.C:
+	}
+	s.sessions.cancel()
+	go g.Stop() // cancels the calls; GracefulStop returns too
+	timer.Reset(stopGrace)
+	select {
+	case <-graceful:
+		return nil
+	case <-timer.C:
+		return errors.New("node: stop: calls do not end")
+	}
+}
+
+func portOf(addr net.Addr) uint32 {
+	if a, ok := addr.(*net.TCPAddr); ok {
+		return uint32(a.Port)
+	}
+	return 0
+}

@@ -26,6 +26,8 @@ type mount struct {
 	pool   string   // the pool's directory
 	mnt    string   // the mount point
 	args   []string // more arguments of `rpmemfs mount`
+	source string   // address of a memory node, instead of the pool
+	host   *host    // where the daemon runs; nil: the machine itself
 	nobody bool     // run as an ordinary user
 	daemon *child   // nil: not mounted
 }
@@ -107,8 +109,16 @@ func (m *mount) start() {
 // tryStart mounts the pool. The error holds what the daemon wrote.
 func (m *mount) tryStart() error {
 	m.t.Helper()
-	args := append([]string{"mount", "--pool", m.pool}, m.args...)
-	cmd := m.command(tool(m.t, "rpmemfs"), append(args, m.mnt)...)
+	args := append([]string{"mount"}, m.args...)
+	if m.source == "" {
+		args = append(args, m.pool, m.mnt)
+	} else {
+		args = append(args, m.source, m.mnt)
+	}
+	cmd := m.command(tool(m.t, "rpmemfs"), args...)
+	if m.host != nil {
+		cmd = m.host.command(tool(m.t, "rpmemfs"), args...)
+	}
 	m.daemon = spawn(m.t, cmd, m.abort)
 	line, err := m.daemon.line()
 	if err == nil && strings.HasPrefix(line, "mounted") {

@@ -18,5 +18,10 @@ func (d *daemon) runControl(ctx context.Context) error {
 		Started:    d.started,
 		Attached:   d.members.Files,
 	}
+	if l, ok := d.source.(leased); ok {
+		info.Lease = func() control.Lease {
+			return control.Lease{Share: l.Share(), Lasts: l.Lease(), Lost: l.Err()}
+		}
+	}
 	return control.NewServer(d.volume, info, d.log).Run(ctx, d.listener)
 }

@@ -110,6 +110,20 @@ func (o *options) setMountOption(opt string, sloppy bool) error {
 		return err
 	case "quiesce":
 		return o.epochs.quiesce.Set(value)
+	case "pki":
+		o.tls.Pki = value
+	case "insecure":
+		o.tls.Insecure = true
+	case "steal":
+		o.steal = true
+	case "wait":
+		d, err := time.ParseDuration(value)
+		o.wait = d
+		return err
+	case "lease":
+		d, err := time.ParseDuration(value)
+		o.lease = d
+		return err
 	case "control":
 		o.control = value
 	case "log_file":
@@ -135,13 +149,22 @@ func (o *options) args() []string {
 		args = append(args, fmt.Sprintf("--overlay=%dB", uint64(o.overlay)))
 	}
 	args = append(args, o.epochs.args()...)
+	if o.tls.Pki != "" {
+		args = append(args, "--pki="+o.tls.Pki)
+	}
+	if o.wait != 0 {
+		args = append(args, "--wait="+o.wait.String())
+	}
+	if o.lease != 0 {
+		args = append(args, "--lease="+o.lease.String())
+	}
 	if o.control != "" {
 		args = append(args, "--control="+o.control)
 	}
 	if o.logFile != "" {
 		args = append(args, "--log-file="+o.logFile)
 	}
-	for name, set := range map[string]bool{"--allow-other": o.allowOther, "--read-only": o.readOnly, "--no-exec": o.noExec} {
+	for name, set := range map[string]bool{"--allow-other": o.allowOther, "--read-only": o.readOnly, "--no-exec": o.noExec, "--steal": o.steal, "--insecure": o.tls.Insecure} {
 		if set {
 			args = append(args, name)
 		}

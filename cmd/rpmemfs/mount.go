@@ -18,10 +18,7 @@ import (
 
 	"github.com/rpmemfs/rpmemfs/attach"
 	"github.com/rpmemfs/rpmemfs/fs"
-	"github.com/rpmemfs/rpmemfs/memnode"
 	"github.com/rpmemfs/rpmemfs/namespace"
-	"github.com/rpmemfs/rpmemfs/rdmacache"
-	"github.com/rpmemfs/rpmemfs/rdmacache/inproc"
 	"github.com/rpmemfs/rpmemfs/region"
 	"github.com/rpmemfs/rpmemfs/volume"
 )
@@ -34,8 +31,7 @@ type daemon struct {
 	started time.Time
 	signals chan os.Signal
 
-	pool     *memnode.Pool
-	conn     rdmacache.Conn
+	source   source
 	volume   *volume.Volume
 	listener net.Listener      // of the control socket; nil without one
 	socket   string            // its path
@@ -56,7 +52,7 @@ func (o *options) run(ctx context.Context) error {
 		return err
 	}
 	defer d.catchSignals()()
-	if err := d.open(); err != nil {
+	if err := d.open(ctx); err != nil {
 		return errors.Join(err, d.close(ctx))
 	}
 	d.serve(ctx)
@@ -82,13 +78,15 @@ func (d *daemon) prepare() error {
 		}
 	}
 	var err error
-	if d.o.pool, err = filepath.Abs(d.o.pool); err != nil {
-		return err
+	if !d.o.remote() {
+		if d.o.pool, err = filepath.Abs(d.o.pool); err != nil {
+			return err
+		}
 	}
 	if d.o.mountpoint, err = prepareMountpoint(d.o.mountpoint, d.log); err != nil {
 		return err
 	}
-	if within(d.o.pool, d.o.mountpoint) {
+	if !d.o.remote() && within(d.o.pool, d.o.mountpoint) {
 		return fmt.Errorf("the pool %s lies below the mountpoint %s, which would hide it", d.o.pool, d.o.mountpoint)
 	}
 	return nil
@@ -99,12 +97,14 @@ func within(path, dir string) bool {
 }
 
 // open opens everything. After an error close closes what is open.
-func (d *daemon) open() error {
+func (d *daemon) open(ctx context.Context) error {
 	var err error
-	if d.pool, err = d.o.openPool(d.log); err != nil {
+	opening, opened := d.untilSignal(ctx)
+	d.source, err = d.o.openSource(opening, d.log)
+	opened()
+	if err != nil {
 		return err
 	}
-	d.conn = inproc.Dial(d.pool)
 	if d.listener, d.socket, err = d.o.listenControl(); err != nil {
 		return err
 	}
@@ -115,8 +115,8 @@ func (d *daemon) open() error {
 		}
 	}
 	d.volume = volume.New(volume.Config{
-		Pool:         d.pool,
-		Conn:         d.conn,
+		Pool:         d.source,
+		Conn:         d.source.conn(),
 		FrameBytes:   int64(d.o.overlay),
 		OnClose:      namespace.OnClose(d.o.onClose),
 		Interval:     d.o.epochs.interval,
@@ -167,6 +167,7 @@ func (d *daemon) serve(ctx context.Context) {
 	if d.attach != nil {
 		stopAttach = background("attach socket", d.runAttach)
 	}
+	stopLease := background("lease", d.watchLease)
 	stopSignals := background("signals", d.handleSignals)
 	stopQuiescer := func() {}
 	if d.o.epochs.quiesce.Stop {
@@ -176,6 +177,7 @@ func (d *daemon) serve(ctx context.Context) {
 	d.server.Serve()
 	stopQuiescer()
 	stopSignals()
+	stopLease()
 	stopControl()
 	stopAttach()
 	stopVolume()
@@ -184,7 +186,7 @@ func (d *daemon) serve(ctx context.Context) {
 
 // announce says that the mount is ready, in one line.
 func (d *daemon) announce(ctx context.Context) {
-	m := d.conn.Medium()
+	m := d.source.conn().Medium()
 	size, free := "?", "?"
 	if u, err := d.volume.Usage(ctx); err == nil {
 		size, free = humanize.IBytes(u.Slots*region.PageSize), humanize.IBytes(u.FreeSlots*region.PageSize)
@@ -198,7 +200,7 @@ func (d *daemon) announce(ctx context.Context) {
 		medium += ", VOLATILE: committed epochs do not survive a power loss or a reboot"
 	}
 	line := fmt.Sprintf("mounted %s on %s: medium %s; size %s, %s free; generation %d; control socket %s",
-		d.o.pool, d.o.mountpoint, medium, size, free, d.pool.Generation(), socket)
+		d.o.pool, d.o.mountpoint, medium, size, free, d.source.Generation(), socket)
 	if m.Volatile {
 		d.log.Warn("the pool is volatile: it is in memory, and lost with the machine", "pool", d.o.pool, "medium", m.Kind)
 	}
@@ -228,11 +230,8 @@ func (d *daemon) close(ctx context.Context) error {
 		}
 		// Closing it removed the socket.
 	}
-	if d.conn != nil {
-		errs = append(errs, d.conn.Close())
-	}
-	if d.pool != nil {
-		errs = append(errs, d.pool.Close())
+	if d.source != nil {
+		errs = append(errs, d.source.close())
 	}
 	return errors.Join(errs...)
 }

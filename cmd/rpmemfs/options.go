@@ -1,20 +1,28 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"github.com/rpmemfs/rpmemfs/internal/nodeurl"
+	"github.com/rpmemfs/rpmemfs/internal/pki"
 	"github.com/rpmemfs/rpmemfs/namespace"
 )
 
 // options are what a mount is asked for, by flags or by mount(8).
 type options struct {
-	pool       string
+	pool       string // directory, or the address of a memory node
 	mountpoint string
+	tls        pki.Options
+	steal      bool
+	wait       time.Duration // for the lease
+	lease      time.Duration
 	size       byteSize // of a new pool; 0: a default
 	overlay    byteSize // memory of one file's open epoch; 0: a default
 	onClose    closeMode
@@ -45,6 +53,11 @@ often, when the programs are at restart points. --quiesce stop does so for all o
 programs that map files: it stops them for the moment it takes, wherever they are. The
 file's attribute user.rpmemfs.interval sets another time, or 0 for none.
 
+A memory node (see "rpmemfs serve") is mounted by its address. The mount takes the lease
+of the share, and waits for it if another one has it: when that ends, or is dead for
+as long as its lease lasts. A mount that loses its lease can write nothing more; its
+files give EIO until it is mounted again.
+
 SIGTERM and SIGINT unmount: the daemon waits for programs that use the mount, and
 names them. A second signal detaches the mount from the file tree and still waits;
 a third ends the daemon at once, as a crash does.`
@@ -52,18 +65,24 @@ a third ends the daemon at once, as a crash does.`
 const mountExample = `  rpmemfs mount --pool /var/lib/pools/a --size 50GiB /mnt/a
   rpmemfs mount --pool ~/pool --background ~/mnt; umount ~/mnt
   rpmemfs mount --pool /var/lib/pools/a --epoch 64ms --quiesce stop /mnt/a
+  rpmemfs mount --pki /etc/rpmemfs tcp://memnode/app /mnt/app
   mount -t fuse.rpmemfs /var/lib/pools/a /mnt/a -o size=50GiB,on_close=commit`
+
+// longWait is for ever, for who waits for a lease.
+const longWait = 365 * 24 * time.Hour
 
 func mountCommand() *cobra.Command {
 	o := options{}
 	cmd := &cobra.Command{
-		Use:     "mount --pool DIR [flags] MOUNTPOINT",
-		Short:   "Mount a pool on a directory",
+		Use:     "mount [flags] {--pool DIR | tcp://HOST[:PORT][/SHARE]} MOUNTPOINT",
+		Short:   "Mount a pool, or a share of a memory node, on a directory",
 		Long:    mountLong,
 		Example: mountExample,
-		Args:    cobra.ExactArgs(1),
+		Args:    cobra.RangeArgs(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o.mountpoint = args[0]
+			if err := o.setPlaces(args); err != nil {
+				return err
+			}
 			if err := o.epochs.check(&o); err != nil {
 				return err
 			}
@@ -83,6 +102,10 @@ func mountCommand() *cobra.Command {
 	f.Var(&o.onClose, "on-close", "what uncommitted stores through mappings do at the last close: rollback or commit")
 	f.Var(&o.overlay, "overlay", "memory that one file's open epoch takes before it goes to the pool, such as 64MiB")
 	o.epochs.addFlags(f)
+	addTLSFlags(cmd, &o.tls)
+	f.BoolVar(&o.steal, "steal", false, "take the lease of the share from who has it; what that mount did not commit is lost")
+	f.DurationVar(&o.wait, "wait", longWait, "how long to wait for the lease of the share")
+	f.DurationVar(&o.lease, "lease", 0, "how long the lease lasts without a sign of life (default: as the memory node says)")
 	f.StringVar(&o.control, "control", "", "path of the control socket, or none (default in /run/rpmemfs or $XDG_RUNTIME_DIR/rpmemfs)")
 	f.BoolVar(&o.allowOther, "allow-other", false, "let other users in, under the files' permissions (default for root)")
 	f.BoolVar(&o.readOnly, "read-only", false, "refuse every change")
@@ -91,11 +114,28 @@ func mountCommand() *cobra.Command {
 	f.BoolVar(&o.logJSON, "log-json", false, "log as JSON, a line each")
 	f.StringVar(&o.logFile, "log-file", "", "append the log to a file (default: standard error, or syslog with --background)")
 	o.epochs.complete(cmd)
-	must(cmd.MarkFlagRequired("pool"))
 	must(cmd.MarkFlagDirname("pool"))
 	must(cmd.RegisterFlagCompletionFunc("on-close", cobra.FixedCompletions([]string{"rollback", "commit"}, cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
+}
+
+// setPlaces takes the arguments: [SOURCE] MOUNTPOINT.
+func (o *options) setPlaces(args []string) error {
+	o.mountpoint = args[len(args)-1]
+	switch {
+	case len(args) == 2 && o.pool != "":
+		return fmt.Errorf("both --pool %s and %s: which is to be mounted?", o.pool, args[0])
+	case len(args) == 2:
+		o.pool = args[0]
+	case o.pool == "":
+		return errors.New("what is to be mounted? Name a pool with --pool DIR, or a memory node as in tcp://host/share")
+	}
+	if o.remote() {
+		_, err := nodeurl.Parse(o.pool)
+		return err
+	}
+	return nil
 }
 
 // must is for calls that fail only if the program is wrong.

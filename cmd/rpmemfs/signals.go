@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/signal"
 	"slices"
@@ -22,6 +23,20 @@ func (d *daemon) catchSignals() (stop func()) {
 	// A terminal that goes away unmounts too.
 	signal.Notify(d.signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
 	return func() { signal.Stop(d.signals) }
+}
+
+// untilSignal is for what may take long before there is a mount to be unmounted.
+// done ends it.
+func (d *daemon) untilSignal(ctx context.Context) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		select {
+		case s := <-d.signals:
+			cancel(fmt.Errorf("not mounted: %v", s))
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 // handleSignals unmounts at the first SIGTERM or SIGINT, waiting for programs to

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/rpmemfs/rpmemfs/internal/nodeurl"
+	"github.com/rpmemfs/rpmemfs/memnode"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/rdmacache/inproc"
+	"github.com/rpmemfs/rpmemfs/remote"
+	"github.com/rpmemfs/rpmemfs/volume"
+)
+
+// A source is what a mount shows: a pool of its own, or a share of a memory node.
+type source interface {
+	volume.Pool
+	conn() rdmacache.Conn
+	// done is closed when the mount may write no more; why tells the reason. It is
+	// nil for a pool of its own.
+	done() <-chan struct{}
+	why() error
+	close() error
+}
+
+// remote reports whether the source is a memory node.
+func (o *options) remote() bool { return nodeurl.Is(o.pool) }
+
+// openSource opens what the mount shows.
+func (o *options) openSource(ctx context.Context, log *slog.Logger) (source, error) {
+	if o.remote() {
+		return o.dialNode(ctx, log)
+	}
+	pool, err := o.openPool(log)
+	if err != nil {
+		return nil, err
+	}
+	return &embedded{Pool: pool, c: inproc.Dial(pool)}, nil
+}
+
+// embedded is a pool that the daemon has to itself.
+type embedded struct {
+	*memnode.Pool
+	c rdmacache.Conn
+}
+
+func (e *embedded) conn() rdmacache.Conn  { return e.c }
+func (e *embedded) done() <-chan struct{} { return nil }
+func (e *embedded) why() error            { return nil }
+func (e *embedded) close() error          { return errors.Join(e.c.Close(), e.Pool.Close()) }
+
+// leased is a share of a memory node.
+type leased struct{ *remote.Pool }
+
+func (l leased) conn() rdmacache.Conn  { return l.Conn() }
+func (l leased) done() <-chan struct{} { return l.Done() }
+func (l leased) why() error            { return l.Err() }
+func (l leased) close() error          { return l.Close() }
+
+// dialNode takes the lease of a share.
+func (o *options) dialNode(ctx context.Context, log *slog.Logger) (source, error) {
+	u, err := nodeurl.Parse(o.pool)
+	if err != nil {
+		return nil, err
+	}
+	tls, err := o.tls.ClientConfig()
+	if err != nil {
+		return nil, err
+	}
+	if tls != nil {
+		tls.ServerName = u.Host
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, err
+	}
+	p, err := remote.Dial(ctx, remote.Config{
+		Address:  u.Address(),
+		TLS:      tls,
+		Share:    u.Share,
+		Create:   !o.readOnly,
+		ReadOnly: o.readOnly,
+		Steal:    o.steal,
+		Wait:     o.wait,
+		Lease:    o.lease,
+		Holder:   fmt.Sprintf("%s:%s", host, o.mountpoint),
+		Log:      log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", u, err)
+	}
+	return leased{p}, nil
+}
+
+// watchLease says when the lease is over. The mount stays, and answers EIO.
+func (d *daemon) watchLease(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+	case <-d.source.done():
+		d.log.Error("the lease is lost: nothing can be written or committed here any more, and what was not committed is gone; unmount, and mount again",
+			"source", d.o.pool, "why", d.source.why())
+	}
+	return nil
+}

@@ -16,8 +16,8 @@ import (
 
 // Check reads all of the directory and reports every inconsistency: names
 // without inodes and the reverse, link counts, parents, extents that overlap or
-// leave the pool, what belongs to nobody, damaged values, and pages of meta.db
-// that do not hang together. What is in the slots is for region.Image.Check.
+// leave the pool, what belongs to nobody, shares and leases that contradict each
+// other, damaged values, and pages of meta.db that do not hang together. What is in the slots is for region.Image.Check.
 //
 // It sees the directory at one moment; changes wait until it ends, but not in a
 // pool opened for reading. The error says that Check could not go on, not what
@@ -31,6 +31,7 @@ func (p *Pool) Check(ctx context.Context, report func(problem string)) error {
 		inodes:   map[namespace.Ino]*checkedInode{},
 		families: map[uint64]map[region.ID]bool{},
 		supers:   map[region.ID]region.Slot{},
+		shares:   map[namespace.Ino]*shareRecord{},
 	}
 	fn := func(t txn) error {
 		c.txn = t
@@ -60,13 +61,15 @@ type checker struct {
 	inodes   map[namespace.Ino]*checkedInode
 	families map[uint64]map[region.ID]bool // as region records say
 	supers   map[region.ID]region.Slot
-	damaged  bool // some value could not be read: do not blame others for it
+	shares   map[namespace.Ino]*shareRecord // less what was found of them
+	damaged  bool                           // some value could not be read: do not blame others for it
 }
 
 type checkedInode struct {
 	mode    uint32
 	nlink   uint32
 	parent  namespace.Ino
+	share   namespace.Ino
 	names   uint32
 	subdirs uint32
 	orphan  bool // in the bucket of orphans
@@ -77,8 +80,9 @@ func (c *checker) say(format string, args ...any) { c.report(fmt.Sprintf(format,
 
 func (c *checker) all() error {
 	for _, step := range []func() error{
-		c.gatherInodes, c.checkDirents, c.checkOrphans, c.checkLinks, c.checkXattrs,
-		c.checkRegions, c.checkFamilies, c.checkExtents, c.checkCheckpoints, c.checkCounters, c.checkPages,
+		c.gatherInodes, c.gatherShares, c.checkDirents, c.checkOrphans, c.checkLinks, c.checkXattrs,
+		c.checkRegions, c.checkFamilies, c.checkExtents, c.checkCheckpoints, c.checkCounters, c.checkShares,
+		c.checkLeases, c.checkPages,
 	} {
 		if err := step(); err != nil {
 			return err
@@ -91,7 +95,7 @@ func (c *checker) all() error {
 // longer if names follow. An error of fn is a problem of that value.
 func (c *checker) scan(bucket string, keySize int, named bool, fn func(key, body []byte) error) error {
 	b, err := c.bucket(bucket)
-	if err != nil {
+	if b == nil {
 		return err
 	}
 	cursor := b.Cursor()
@@ -122,7 +126,7 @@ func (c *checker) gatherInodes() error {
 		if err != nil {
 			return err
 		}
-		c.inodes[ino] = &checkedInode{mode: n.Mode, nlink: n.Nlink, parent: n.Parent}
+		c.inodes[ino] = &checkedInode{mode: n.Mode, nlink: n.Nlink, parent: n.Parent, share: n.Share}
 		return nil
 	})
 	if root := c.inodes[namespace.Root]; err == nil && (root == nil || !isDir(root.mode) || root.parent != namespace.Root) {
@@ -153,6 +157,9 @@ func (c *checker) checkDirents() error {
 		n.names++
 		if n.mode&unix.S_IFMT != d.mode {
 			c.say("directory %d: name %q has type %#o, inode %d has %#o", parent, name, d.mode, d.ino, n.mode&unix.S_IFMT)
+		}
+		if dir != nil && n.share != dir.share && (n.share != d.ino || parent != namespace.Root) {
+			c.say("inode %d of share %d is in directory %d of share %d", d.ino, n.share, parent, dir.share)
 		}
 		if isDir(n.mode) {
 			if dir != nil {
@@ -311,6 +318,9 @@ func (c *checker) checkExtents() error {
 			if super+2 > x.End() {
 				c.say("region %d: the superblocks in slot %d leave their extent", x.owner, super)
 			}
+		}
+		if n := c.inodes[namespace.Ino(x.owner)]; n != nil && c.shares[n.share] != nil {
+			c.shares[n.share].slots -= x.N
 		}
 		all = append(all, x)
 		return nil

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -105,6 +106,31 @@ func formats() []format {
 			}
 			return encodeMark(), nil
 		}},
+		{"share", (&shareRecord{1 << 40, 77, 5}).encode(), func(b []byte) ([]byte, error) {
+			var r shareRecord
+			if err := r.decode(b); err != nil {
+				return nil, err
+			}
+			return r.encode(), nil
+		}},
+		{"lease", (&Lease{
+			Generation: 8, Session: [16]byte{1, 2}, TokenHash: [32]byte{3, 4}, Holder: "node-1", Timeout: 10 * time.Second, Granted: 9,
+		}).encode(), func(b []byte) ([]byte, error) {
+			l, err := decodeLease(1, b)
+			if err != nil {
+				return nil, err
+			}
+			return l.encode(), nil
+		}},
+		{"inode_share", encodeInode(&namespace.Inode{
+			Ino: 5, Mode: unix.S_IFDIR | 0o755, Nlink: 2, Parent: 7, Share: 0x0102_0304_0506,
+		}), func(b []byte) ([]byte, error) {
+			n, err := decodeInode(5, b)
+			if err != nil {
+				return nil, err
+			}
+			return encodeInode(&n), nil
+		}},
 	}
 }
 
@@ -157,6 +183,11 @@ func TestDecodersRefuse(t *testing.T) {
 		"a file with a target":                encodeInode(&namespace.Inode{Mode: unix.S_IFREG, Target: "x"}),
 		"a symbolic link without a target":    encodeInode(&namespace.Inode{Mode: unix.S_IFLNK}),
 		"a symbolic link with a long target":  encodeInode(&namespace.Inode{Mode: unix.S_IFLNK, Target: strings.Repeat("x", namespace.MaxSymlink+1)}),
+		"an inode in the share of the root":   encodeInode(&namespace.Inode{Mode: unix.S_IFREG, Share: namespace.Root}),
+		"a file that is a share":              encodeInode(&namespace.Inode{Mode: unix.S_IFREG, Share: 5, Ino: 5}),
+		"a share below another directory":     encodeInode(&namespace.Inode{Mode: unix.S_IFDIR, Share: 5, Ino: 5, Parent: 6}),
+		"an inode of version 2 in no share":   withVersion(encodeInode(&namespace.Inode{Mode: unix.S_IFREG}), 2),
+		"an inode of version 1 in a share":    withVersion(encodeInode(&namespace.Inode{Mode: unix.S_IFREG, Share: 7}), 1),
 		"an inode with an unknown on_close":   encodeInode(&namespace.Inode{Mode: unix.S_IFREG, OnClose: 3}),
 		"a state with more inodes than names": (&stateRecord{1, 5, 5}).encode(),
 	} {
@@ -168,11 +199,28 @@ func TestDecodersRefuse(t *testing.T) {
 			t.Errorf("%s decodes", what)
 		}
 	}
+	for what, l := range map[string]Lease{
+		"without a generation": {Timeout: 1},
+		"without a timeout":    {Generation: 1},
+		"with a long holder":   {Generation: 1, Timeout: 1, Holder: strings.Repeat("x", maxHolder+1)},
+	} {
+		if _, err := decodeLease(2, l.encode()); err == nil {
+			t.Errorf("a lease %s decodes", what)
+		}
+	}
+	if _, err := decodeLease(0, (&Lease{Generation: 1, Timeout: 1}).encode()); err == nil {
+		t.Error("a lease of share 0 decodes")
+	}
 	for _, r := range []region.Run{{Start: 0, N: 1}, {Start: 1, N: 0}, {Start: region.MaxSlot - 1, N: 2}, {Start: 1, N: 1<<64 - 1}, {Start: region.MaxSlot, N: 1}} {
 		if got, err := decodeExtent(r.Start, encodeExtent(r.N)); err == nil {
 			t.Errorf("the extent %v decodes to %v", r, got)
 		}
 	}
+}
+
+func withVersion(b []byte, version byte) []byte {
+	b[0] = version
+	return b
 }
 
 // A value is good only in its place.
@@ -193,6 +241,8 @@ func TestValueIsBoundToItsKey(t *testing.T) {
 	v[0] = 2
 	_, err = openValue(bucketOrphans, key1(5), v)
 	wantErr(t, "value of another version", err, ErrVersion)
+	_, ierr := openValue(bucketInodes, key1(5), sealValue(bucketInodes, key1(5), []byte{3, 0, 0, 0}))
+	wantErr(t, "inode of another version", ierr, ErrVersion)
 	if want := "version 2, this program knows version 1"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("error = %v, want it to say %q", err, want)
 	}
@@ -212,7 +262,7 @@ func fuzzFormat(f *testing.F, name string) {
 			}
 			if name == "header" {
 				b = b[:headerSize] // the rest of the slot is not its
-			} else if b[0] != valueVersion {
+			} else if b[0] != valueVersion && (b[0] != shareInodeVersion || !strings.HasPrefix(name, "inode")) {
 				return // openValue refuses it
 			}
 			if !bytes.Equal(again, b) {
@@ -234,6 +284,9 @@ func FuzzExtentDecode(f *testing.F)     { fuzzFormat(f, "extent") }
 func FuzzCheckpointDecode(f *testing.F) { fuzzFormat(f, "checkpoint") }
 func FuzzXattrDecode(f *testing.F)      { fuzzFormat(f, "xattr") }
 func FuzzMarkDecode(f *testing.F)       { fuzzFormat(f, "mark") }
+func FuzzShareDecode(f *testing.F)      { fuzzFormat(f, "share") }
+func FuzzLeaseDecode(f *testing.F)      { fuzzFormat(f, "lease") }
+func FuzzShareInodeDecode(f *testing.F) { fuzzFormat(f, "inode_share") }
 
 // FuzzMetaPages gives the page checker any file.
 func FuzzMetaPages(f *testing.F) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -184,8 +185,13 @@ func (m *dirModel) rename(oldParent namespace.Ino, oldName string, newParent nam
 	return nil
 }
 
+// reap removes what has no names.
+func (m *dirModel) reap() {
+	maps.DeleteFunc(m.nodes, func(_ namespace.Ino, n *dirModelNode) bool { return n.names == 0 })
+}
+
 // compare reports the first difference between pool and model.
-func (m *dirModel) compare(ctx context.Context, p *Pool) error {
+func (m *dirModel) compare(ctx context.Context, p namespace.Directory) error {
 	u, err := p.Usage(ctx)
 	if err != nil || u.Inodes != uint64(len(m.nodes)) {
 		return fmt.Errorf("Usage() = %+v, %v, want %d inodes", u, err, len(m.nodes))
@@ -228,7 +234,7 @@ func (m *dirModel) compare(ctx context.Context, p *Pool) error {
 	return nil
 }
 
-func compareDir(ctx context.Context, p *Pool, m *dirModel, ino namespace.Ino, want *dirModelNode) error {
+func compareDir(ctx context.Context, p namespace.Directory, m *dirModel, ino namespace.Ino, want *dirModelNode) error {
 	entries, err := p.ReadDir(ctx, ino)
 	if err != nil || len(entries) != len(want.entries) {
 		return fmt.Errorf("ReadDir(%d) = %v, %v, want %v", ino, entries, err, want.entries)
@@ -251,7 +257,7 @@ func compareDir(ctx context.Context, p *Pool, m *dirModel, ino namespace.Ino, wa
 // A stepper makes the same random change in pool and model.
 type stepper struct {
 	rng   *rand.Rand
-	pool  *Pool
+	pool  namespace.Directory
 	model *dirModel
 }
 
@@ -410,7 +416,8 @@ func TestDirectoryModel(t *testing.T) {
 	}
 	rng := rand.New(rand.NewPCG(*seed, 0))
 	dir := newPoolDir(t)
-	s := &stepper{rng: rng, pool: openPool(t, dir), model: newDirModel()}
+	p := openPool(t, dir)
+	s := &stepper{rng: rng, pool: p, model: newDirModel()}
 	for i := range steps {
 		what, err := s.step(t.Context())
 		if err == nil {
@@ -419,14 +426,11 @@ func TestDirectoryModel(t *testing.T) {
 		if err != nil {
 			t.Fatalf("step %d: %s: %v; -seed=%d", i, what, err, *seed)
 		}
-		wantSound(t, s.pool)
+		wantSound(t, p)
 		if rng.IntN(100) == 0 {
-			s.pool = reopen(t, s.pool, dir)
-			for ino, n := range s.model.nodes {
-				if n.names == 0 {
-					delete(s.model.nodes, ino)
-				}
-			}
+			p = reopen(t, p, dir)
+			s.pool = p
+			s.model.reap()
 			if err := s.model.compare(t.Context(), s.pool); err != nil {
 				t.Fatalf("step %d: reopen: %v; -seed=%d", i, err, *seed)
 			}

@@ -44,8 +44,8 @@ type Options struct {
 	noSync bool // tests: transactions survive the process only
 }
 
-// Open opens the pool in dir. For writing, it raises the pool's generation and
-// reaps what a crash left without a name.
+// Open opens the pool in dir. For writing, it raises the pool's generation, ends
+// leases and reaps what a crash left without a name (but see Options.KeepOrphans).
 //
 // Errors match ErrNotPool, ErrLocked, ErrVersion, ErrForeign, ErrTruncated,
 // ErrCorrupt or media.ErrReadOnly where one of them is the reason.

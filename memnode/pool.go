@@ -3,7 +3,7 @@
 //
 // A pool is a directory of the host:
 //
-//	meta.db  names, attributes, extents, checkpoints (go.etcd.io/bbolt)
+//	meta.db  names, attributes, extents, checkpoints, shares, leases (go.etcd.io/bbolt)
 //	data     slots of 4 KiB: a file, on DAX or not, or a link to a device
 //	lock     locked by whoever has the pool open; holds its pid
 //
@@ -21,6 +21,12 @@
 //
 // Opening for writing raises the pool's generation, by which regions tell the
 // records of one writer from those of the next, and reaps inodes without names.
+//
+// A pool that others reach is divided into shares: directories in its root, each the
+// unit of isolation, of quota and of leases. GrantLease records who may write a share,
+// with a generation of its own. A View is the pool as that session sees it, its Fence
+// the session's way to the bytes. When the lease is over, Fence.End and then EndLease
+// keep everything of the session that is still under way from the next one's share.
 package memnode
 
 import (

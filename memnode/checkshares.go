@@ -1,0 +1,74 @@
+package memnode
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/rpmemfs/rpmemfs/namespace"
+)
+
+// gatherShares takes the records of shares, and from each the inodes that it counts.
+func (c *checker) gatherShares() error {
+	err := c.scan(bucketShares, 8, false, func(key, body []byte) error {
+		var r shareRecord
+		if err := r.decode(body); err != nil {
+			return err
+		}
+		c.shares[namespace.Ino(binary.BigEndian.Uint64(key))] = &r
+		return nil
+	})
+	for _, n := range c.inodes {
+		if r := c.shares[n.share]; r != nil {
+			r.inodes--
+		}
+	}
+	return err
+}
+
+// checkShares makes sure that every share is a directory in the root, and the other
+// way round, and that nothing is left of what it counts.
+func (c *checker) checkShares() error {
+	for ino, r := range c.shares {
+		n := c.inodes[ino]
+		if !c.damaged && (n == nil || n.share != ino || n.nlink == 0) {
+			c.say("share %d has no directory", ino)
+		}
+		if !c.damaged && (r.inodes != 0 || r.slots != 0) {
+			c.say("share %d counts %d inodes and %d slots too many", ino, int64(r.inodes), int64(r.slots))
+		}
+	}
+	for ino, n := range c.inodes {
+		if n.share == ino && n.nlink > 0 && c.shares[ino] == nil && !c.damaged {
+			c.say("directory %d says that it is a share, but there is no such share", ino)
+		}
+	}
+	return nil
+}
+
+// checkLeases finds leases of nothing, and two of one thing.
+func (c *checker) checkLeases() error {
+	state, err := c.state()
+	if err != nil {
+		return nil // checkCounters has said so
+	}
+	leases, whole := 0, false
+	err = c.scan(bucketLeases, 8, false, func(key, body []byte) error {
+		l, err := decodeLease(namespace.Ino(binary.BigEndian.Uint64(key)), body)
+		if err != nil {
+			return err
+		}
+		leases++
+		whole = whole || l.Share == namespace.Root
+		if l.Share != namespace.Root && c.shares[l.Share] == nil && !c.damaged {
+			c.say("a lease of share %d, which does not exist", l.Share)
+		}
+		if l.Generation > state.generation {
+			return fmt.Errorf("generation %d, that of the pool is %d", l.Generation, state.generation)
+		}
+		return nil
+	})
+	if whole && leases > 1 {
+		c.say("%d leases beside that of the whole pool", leases-1)
+	}
+	return err
+}

@@ -1,0 +1,226 @@
+package tcp
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+)
+
+// slowBytes bounds the READs of a connection that wait for a slow medium.
+const slowBytes = 2 << 20
+
+// A link is one connection of a client, at the server.
+//
+// Requests are applied in their order by one goroutine. Where the medium waits for
+// a device, READs and FLUSHes wait beside it: a FLUSH takes along the writes before
+// it, and a READ sees them.
+type link struct {
+	nc        net.Conn // immutable, as all up to drained
+	session   Session
+	medium    rdmacache.Medium
+	hello     hello
+	before    <-chan struct{} // drained of the connection before; nil: none
+	drained   chan struct{}   // closed when no write of it is applied any more
+	drainOnce func()
+
+	rx      *receiver // of serve
+	out     *answers
+	seq     uint64 // of the last request
+	failed  error  // a write failed: no FLUSH succeeds from now on
+	noSpace error  // a write since the last FLUSH found no space
+
+	slow  sync.WaitGroup
+	room  chan struct{} // tokens of slowUnit bytes, for READs beside
+	flush chan struct{} // one token: FLUSHes beside come one after the other
+	busy  atomic.Int64  // requests at work; statistics, publishes nothing
+}
+
+// slowUnit is what a token of link.room stands for.
+const slowUnit = 64 << 10
+
+func newLink(nc net.Conn, session Session, h hello) *link {
+	k := &link{
+		nc: nc, session: session, medium: session.Medium(), hello: h, drained: make(chan struct{}),
+		room: make(chan struct{}, slowBytes/slowUnit), flush: make(chan struct{}, 1),
+	}
+	k.drainOnce = sync.OnceFunc(func() { close(k.drained) })
+	return k
+}
+
+// serve answers requests until the connection or the session ends, or ctx.
+func (k *link) serve(ctx context.Context) error {
+	k.rx, k.out = newReceiver(k.nc), newAnswers(k.nc)
+	ctx, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() { k.watch(ctx) })
+	defer watch.Wait()
+	defer cancel()
+	defer k.slow.Wait()
+	err := k.loop()
+	k.rx.release()
+	k.drainOnce()
+	if c := codeOf(err, codeOK); c != codeOK {
+		k.out.add(header{kind: kindError, code: c}, err.Error())
+		_ = k.out.send()
+	}
+	return err
+}
+
+// loop takes requests until one breaks the protocol, the session is over, or the
+// connection.
+func (k *link) loop() error {
+	for {
+		if !k.rx.ready() {
+			// Answers go out before the wait for more, and together.
+			if err := k.out.send(); err != nil {
+				return err
+			}
+		}
+		h, data, err := k.rx.next()
+		if err != nil {
+			return err
+		}
+		if h.sequence != k.seq+1 {
+			return fmt.Errorf("%w: request %d after %d", errProtocol, h.sequence, k.seq)
+		}
+		k.seq++
+		k.busy.Add(1)
+		switch h.kind {
+		case kindWrite:
+			err = k.write(h, data)
+			k.busy.Add(-1)
+		case kindRead:
+			k.beside(int(h.length), func() { k.read(h) })
+		case kindFlush:
+			err = k.takeFlush(h)
+		default:
+			err = fmt.Errorf("%w: a request of kind %d", errProtocol, h.kind)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// write applies a WRITE. Only the end of the session is an error.
+func (k *link) write(h header, data []byte) error {
+	err := k.session.WriteAt(data, h.offset)
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("write %d bytes at %d: %w", h.length, h.offset, err)
+	switch codeOf(err, codePoisoned) {
+	case codeFenced:
+		return err
+	case codeNoSpace:
+		k.noSpace = err
+	default:
+		k.failed = err
+	}
+	return nil
+}
+
+// takeFlush answers a FLUSH with what became of the writes before it.
+func (k *link) takeFlush(h header) error {
+	err := k.noSpace
+	k.noSpace = nil
+	if k.failed != nil {
+		err = k.failed
+	}
+	if err != nil {
+		k.busy.Add(-1)
+		k.refuse(h, err, codePoisoned)
+		return nil
+	}
+	// The client has one FLUSH under way; who sends more waits here.
+	k.flush <- struct{}{}
+	k.beside(0, func() {
+		defer func() { <-k.flush }()
+		if err := k.session.Flush(); err != nil {
+			k.refuse(h, fmt.Errorf("flush: %w", err), codePoisoned)
+			return
+		}
+		k.out.add(header{kind: kindDone, sequence: h.sequence}, "")
+	})
+	return nil
+}
+
+// read answers a READ.
+func (k *link) read(h header) {
+	var err error
+	if k.waits() {
+		err = k.out.readInto(make([]byte, headerSize+int(h.length)), h, k.session.ReadAt)
+	} else {
+		err = k.out.read(h, k.session.ReadAt)
+	}
+	if err != nil {
+		k.refuse(h, fmt.Errorf("read %d bytes at %d: %w", h.length, h.offset, err), codeRead)
+	}
+}
+
+func (k *link) refuse(h header, err error, other code) {
+	c := codeOf(err, other)
+	if c == codeNoSpace && h.kind == kindRead || c == codeProtocol || c == codeOK {
+		c = other
+	}
+	k.out.add(header{kind: kindError, code: c, sequence: h.sequence}, err.Error())
+}
+
+// waits says that the medium may have to wait for its device.
+func (k *link) waits() bool { return k.medium.Kind == "file" }
+
+// beside does the work of a request of n bytes: at once, or in a goroutine where
+// the medium waits.
+func (k *link) beside(n int, work func()) {
+	if !k.waits() {
+		work()
+		k.busy.Add(-1)
+		return
+	}
+	tokens := (n + slowUnit - 1) / slowUnit
+	for range tokens {
+		k.room <- struct{}{}
+	}
+	k.slow.Go(func() {
+		work()
+		for range tokens {
+			<-k.room
+		}
+		k.busy.Add(-1)
+		_ = k.out.send() // the loop finds the connection closed
+	})
+}
+
+// watch cuts the connection when the session is over, and tells the client that
+// what it waits for is at work.
+func (k *link) watch(ctx context.Context) {
+	tick := time.NewTicker(k.hello.alive)
+	defer tick.Stop()
+	heard := int64(0)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.session.Done():
+			// A client that takes nothing is not told why.
+			late := time.AfterFunc(time.Second, func() { _ = k.nc.Close() })
+			defer late.Stop()
+			k.out.add(header{kind: kindError, code: codeFenced}, "the session is over")
+			_ = k.out.send()
+			_ = k.nc.Close()
+			return
+		case <-tick.C:
+			// A long message counts as work: it may take long to arrive.
+			now := k.rx.heard.Load()
+			if k.busy.Load() > 0 || now != heard {
+				k.out.alive()
+			}
+			heard = now
+		}
+	}
+}

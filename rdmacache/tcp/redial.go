@@ -1,0 +1,231 @@
+package tcp
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A clientLink is one connection of a Conn.
+type clientLink struct {
+	nc     net.Conn
+	rx     *receiver
+	raw    syscall.RawConn // nil where bytes are not sent as they are
+	seq    uint64          // of the last request; mu of the Conn guards it
+	broken chan struct{}   // closed when it is of no use any more
+	once   sync.Once
+	err    error // why; set before broken is closed
+}
+
+func (k *clientLink) fail(err error) {
+	k.once.Do(func() {
+		k.err = err
+		close(k.broken)
+		_ = k.nc.Close()
+	})
+}
+
+// The quiet of a peer is counted in ticks of an interval in which it has to show
+// signs of life; after stallTicks the connection is cut.
+const (
+	ticksPerPatience = 12
+	stallTicks       = 4
+)
+
+func (c *Conn) aliveInterval() time.Duration {
+	return min(max(c.patience/ticksPerPatience, minAlive), maxAlive)
+}
+
+// run keeps a connection until the Conn fails or is closed.
+func (c *Conn) run(ctx context.Context, k *clientLink) {
+	defer close(c.done)
+	defer c.stop()
+	for k != nil {
+		var workers sync.WaitGroup
+		workers.Go(func() { k.fail(c.receive(k)) })
+		workers.Go(func() { c.pump(ctx, k) })
+		since := c.watch(ctx, k)
+		workers.Wait()
+		if ctx.Err() == nil {
+			c.log.Info("data connection broke", "err", k.err)
+		}
+		c.unlink(since)
+		k = c.redial(ctx, k.err)
+	}
+}
+
+// watch waits until k breaks, and breaks it when the peer lets requests wait without
+// a sign of life. It returns since when nothing was heard.
+func (c *Conn) watch(ctx context.Context, k *clientLink) time.Time {
+	tick := time.NewTicker(c.aliveInterval())
+	defer tick.Stop()
+	var (
+		heard int64
+		quiet int
+		since time.Time
+	)
+	for {
+		select {
+		case <-ctx.Done():
+			k.fail(ctx.Err())
+			return time.Now()
+		case <-k.broken:
+			return time.Now()
+		case now := <-tick.C:
+			h := k.rx.heard.Load()
+			if h != heard || !c.outstanding() {
+				heard, quiet = h, 0
+				continue
+			}
+			if quiet++; quiet == 1 {
+				since = now
+			}
+			if quiet > stallTicks {
+				k.fail(fmt.Errorf("%w for %v", errStalled, now.Sub(since)))
+				return since
+			}
+		}
+	}
+}
+
+// outstanding says that somebody waits for an answer.
+func (c *Conn) outstanding() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.outstandingLocked()
+}
+
+func (c *Conn) outstandingLocked() bool {
+	return len(c.asked)+len(c.reads)+len(c.waiting) > 0 || c.inFlight.sequence != 0
+}
+
+// unlink makes everything that was not answered something to send.
+func (c *Conn) unlink(since time.Time) {
+	c.sendMu.Lock() // nobody sends from the batch any more
+	defer c.sendMu.Unlock()
+	c.batch.reset()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.link = nil
+	if c.err != nil {
+		return
+	}
+	if c.troubled.IsZero() {
+		c.troubled = since
+	}
+	c.writes.rewind()
+	for _, r := range c.asked {
+		c.reads = append(c.reads, r)
+	}
+	clear(c.asked)
+	c.waiting = append(c.flying, c.waiting...)
+	c.flying, c.inFlight = nil, flight{}
+	if len(c.writes.list) > 0 && len(c.waiting) == 0 {
+		c.expect() // to learn that what is sent again arrives
+	}
+}
+
+// redial makes a new connection. nil if the Conn is over.
+func (c *Conn) redial(ctx context.Context, why error) *clientLink {
+	c.mu.Lock()
+	deadline := c.troubled.Add(c.patience)
+	c.mu.Unlock()
+	for pause := time.Duration(0); ; {
+		if ctx.Err() == nil && !final(why) && time.Now().Before(deadline) {
+			attempt, cancel := context.WithDeadline(ctx, deadline)
+			k, _, err := c.connect(attempt)
+			cancel()
+			if err == nil {
+				c.relink(k)
+				return k
+			}
+			why = err
+		}
+		switch {
+		case final(why):
+			c.fail(why)
+			return nil
+		case ctx.Err() != nil:
+			return nil // whoever ended it said why
+		case !time.Now().Before(deadline):
+			c.log.Error("memory node lost", "patience", c.patience, "err", why)
+			c.fail(fmt.Errorf("%w: not reached for %v: %w", ErrLost, c.patience, why))
+			return nil
+		}
+		pause = min(max(2*pause, 5*time.Millisecond), c.patience/10, 500*time.Millisecond)
+		select {
+		case <-time.After(pause/2 + rand.N(pause)): // many clients may have lost it together
+		case <-ctx.Done():
+		}
+	}
+}
+
+// relink begins to use k.
+func (c *Conn) relink(k *clientLink) {
+	c.mu.Lock()
+	c.link = k
+	if !c.outstandingLocked() {
+		c.troubled = time.Time{}
+	}
+	c.mu.Unlock()
+	c.log.Info("data connection is back", "peer", k.nc.RemoteAddr())
+	c.kick()
+}
+
+func (c *Conn) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failLocked(err)
+}
+
+// connect makes one try at a connection.
+func (c *Conn) connect(ctx context.Context) (*clientLink, *welcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, max(c.patience/3, minPatience))
+	defer cancel()
+	nc, err := c.cfg.Connect(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("tcp: %w", err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
+	c.attempt++
+	w, err := greet(nc, hello{token: c.cfg.Token, stream: c.stream, attempt: c.attempt, alive: c.aliveInterval()})
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		_ = nc.Close()
+		if ctx.Err() != nil {
+			err = fmt.Errorf("%w: %w", ctx.Err(), err)
+		}
+		return nil, nil, fmt.Errorf("tcp: greet the memory node: %w", err)
+	}
+	k := &clientLink{nc: nc, rx: newReceiver(nc), broken: make(chan struct{})}
+	if t, ok := nc.(*net.TCPConn); ok {
+		k.raw, _ = t.SyscallConn() // without it the pump sends
+	}
+	return k, w, nil
+}
+
+// greet exchanges HELLO and WELCOME.
+func greet(nc net.Conn, h hello) (*welcome, error) {
+	if _, err := nc.Write(h.encode()); err != nil {
+		return nil, err
+	}
+	b := make([]byte, welcomeSize)
+	if _, err := io.ReadFull(nc, b); err != nil {
+		return nil, err
+	}
+	w := new(welcome)
+	if err := w.decode(b); err != nil {
+		return nil, err
+	}
+	if w.code != codeOK {
+		return nil, &refusal{w.code, w.text}
+	}
+	return w, nil
+}

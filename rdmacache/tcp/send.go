@@ -1,0 +1,172 @@
+package tcp
+
+import (
+	"context"
+	"net"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// batchBytes is how much is gathered into one send; what else waits has its
+	// turn in the next.
+	batchBytes = 1 << 20
+	// batchParts bounds the messages of a send, by what writev takes.
+	batchParts = 512
+)
+
+// A batch is what is sent at once. sendMu guards it.
+type batch struct {
+	parts net.Buffers // what is left to send
+	all   [][]byte    // the memory of parts
+	heads []byte      // of READs and the FLUSH
+}
+
+func (b *batch) reset() {
+	clear(b.all)
+	b.all, b.heads = b.all[:0], b.heads[:0]
+	b.parts = nil
+}
+
+// add adds a message without data.
+func (b *batch) add(h header) {
+	if cap(b.heads) == 0 {
+		b.heads = make([]byte, 0, batchParts*headerSize)
+	}
+	at := len(b.heads)
+	b.heads = b.heads[:at+headerSize]
+	h.encode(b.heads[at:], nil)
+	b.all = append(b.all, b.heads[at:])
+}
+
+// gather puts the next messages for k into the batch. false: there are none. sendMu
+// is held.
+func (c *Conn) gather(k *clientLink) bool {
+	if len(c.batch.parts) > 0 {
+		return true // what a send left
+	}
+	c.batch.reset()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.link != k || c.err != nil {
+		return false
+	}
+	for bytes := 0; bytes < batchBytes && len(c.batch.all) < batchParts/2; {
+		w := c.writes.next()
+		if w == nil {
+			break
+		}
+		k.seq++
+		m := w.message(k.seq)
+		c.batch.all = append(c.batch.all, m)
+		bytes += len(m)
+	}
+	c.gatherReads(k)
+	c.gatherFlush(k)
+	c.batch.parts = c.batch.all
+	return len(c.batch.parts) > 0
+}
+
+// gatherReads takes the reads that see all that they have to. mu is held.
+func (c *Conn) gatherReads(k *clientLink) {
+	kept := c.reads[:0]
+	for _, r := range c.reads {
+		switch {
+		case r.after > c.writes.sent || len(c.batch.all) >= batchParts-1:
+			kept = append(kept, r)
+		case r.abandoned():
+		default:
+			k.seq++
+			c.asked[k.seq] = r
+			c.batch.add(header{kind: kindRead, length: uint32(r.n), sequence: k.seq, offset: r.off})
+		}
+	}
+	clear(c.reads[len(kept):])
+	c.reads = kept
+}
+
+// gatherFlush sends a FLUSH if none is under way and it covers what somebody waits
+// for. mu is held.
+func (c *Conn) gatherFlush(k *clientLink) {
+	if c.inFlight.sequence != 0 {
+		return
+	}
+	n := 0
+	for n < len(c.waiting) && c.waiting[n].after <= c.writes.sent {
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	c.flying = append(c.flying[:0], c.waiting[:n]...)
+	c.waiting = append(c.waiting[:0], c.waiting[n:]...)
+	k.seq++
+	c.inFlight = flight{sequence: k.seq, covers: c.writes.sent}
+	c.batch.add(header{kind: kindFlush, sequence: k.seq})
+}
+
+// send sends what waits, as far as that does not block; the pump does the rest.
+func (c *Conn) send() {
+	if !c.sendMu.TryLock() {
+		c.kick()
+		return
+	}
+	defer c.sendMu.Unlock()
+	c.mu.Lock()
+	k := c.link
+	c.mu.Unlock()
+	if k == nil || k.raw == nil {
+		c.kick()
+		return
+	}
+	for c.gather(k) {
+		if !c.trySend(k) {
+			c.kick()
+			return
+		}
+	}
+}
+
+// trySend sends the batch, or what the connection takes of it now. sendMu is held.
+func (c *Conn) trySend(k *clientLink) bool {
+	var n int
+	var err error
+	werr := k.raw.Write(func(fd uintptr) bool {
+		n, err = unix.Writev(int(fd), c.batch.parts)
+		return true // do not wait
+	})
+	if werr != nil || err != nil {
+		return false // the pump finds out
+	}
+	parts := c.batch.parts
+	for len(parts) > 0 && n >= len(parts[0]) {
+		n -= len(parts[0])
+		parts = parts[1:]
+	}
+	if len(parts) > 0 {
+		parts[0] = parts[0][n:]
+	}
+	c.batch.parts = parts
+	return len(parts) == 0
+}
+
+// pump sends what waits whenever it is woken, until the connection breaks.
+func (c *Conn) pump(ctx context.Context, k *clientLink) {
+	for {
+		c.sendMu.Lock()
+		for c.gather(k) {
+			if _, err := c.batch.parts.WriteTo(k.nc); err != nil {
+				k.fail(err)
+				break
+			}
+		}
+		c.sendMu.Unlock()
+		select {
+		case <-c.wake:
+		case <-k.broken:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}

@@ -39,6 +39,8 @@ var edges = map[string][]string{
 		module + "/rdmacache/tcp", module + "/internal/*", module + "/control/controlpb", "google.golang.org/grpc*",
 		"google.golang.org/protobuf*", "golang.org/x/sys*"},
 	"node/nodepb": {module + "/epoch", module + "/namespace", module + "/region", "google.golang.org/grpc*", "google.golang.org/protobuf*"},
+	"remote": {module + "/node/nodepb", module + "/control/controlpb", module + "/internal/rpcerr", module + "/namespace",
+		module + "/region", module + "/rdmacache", module + "/rdmacache/tcp", "google.golang.org/grpc*"},
 	"heap":        {"golang.org/x/sys*"},
 	"internal/*":  {"golang.org/x/sys*"},
 	"internal/rpcerr": {module + "/epoch", module + "/namespace", module + "/region", module + "/rdmacache", module + "/control/controlpb",

@@ -1,0 +1,116 @@
+package remote
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/rdmacache/tcp"
+)
+
+// A conn is the data path of a session. It is over when the session is, and the
+// other way round: without its bytes a pool is of no use.
+type conn struct {
+	rdmacache.Conn
+	pool *Pool
+
+	// Each publishes only itself.
+	written atomic.Uint64 // Writes that returned
+	flushed atomic.Uint64 // of these, how many a Flush covered at least
+}
+
+// connect opens the data path on the port that the memory node named.
+func (p *Pool) connect(ctx context.Context, cfg Config, host string) error {
+	address := net.JoinHostPort(host, strconv.Itoa(int(p.opened.GetDataPort())))
+	security := cfg.TLS
+	if security != nil {
+		security = security.Clone()
+		if security.ServerName == "" {
+			security.ServerName = host
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerIn)
+	defer cancel()
+	data, err := tcp.Dial(ctx, tcp.Config{
+		Connect: func(ctx context.Context) (net.Conn, error) {
+			if err := p.check(); err != nil {
+				return nil, err
+			}
+			return dialData(ctx, address, security)
+		},
+		Token:    [32]byte(p.token),
+		Patience: p.lease.length,
+		Log:      p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.data = &conn{Conn: data, pool: p}
+	return p.err
+}
+
+func dialData(ctx context.Context, address string, security *tls.Config) (net.Conn, error) {
+	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}}
+	if security == nil {
+		return d.DialContext(ctx, "tcp", address)
+	}
+	return (&tls.Dialer{NetDialer: &d, Config: security}).DialContext(ctx, "tcp", address)
+}
+
+func (c *conn) Read(ctx context.Context, b []byte, off int64) error {
+	if err := c.pool.check(); err != nil {
+		return err
+	}
+	return c.result(c.Conn.Read(ctx, b, off))
+}
+
+func (c *conn) Write(ctx context.Context, b []byte, off int64) error {
+	if err := c.pool.check(); err != nil {
+		return err
+	}
+	err := c.Conn.Write(ctx, b, off)
+	c.written.Add(1)
+	return c.result(err)
+}
+
+func (c *conn) Flush(ctx context.Context) error {
+	if err := c.pool.check(); err != nil {
+		return err
+	}
+	written := c.written.Load()
+	if err := c.Conn.Flush(ctx); err != nil {
+		return c.result(err)
+	}
+	c.flushed.Store(written)
+	return nil
+}
+
+// settle waits until no Write is on its way. What loses slots calls it before: a
+// Write to them that came later would end the data path.
+func (c *conn) settle(ctx context.Context) error {
+	if c.flushed.Load() == c.written.Load() {
+		return nil
+	}
+	return c.Flush(ctx)
+}
+
+// result is what a call returns whose transport returned err.
+func (c *conn) result(err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, rdmacache.ErrFenced) || errors.Is(err, tcp.ErrLost) {
+		c.pool.end(fenced(err))
+	}
+	if over := c.pool.Err(); over != nil {
+		return over
+	}
+	return err
+}

@@ -1,0 +1,155 @@
+package remote_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/rpmemfs/rpmemfs/memnode"
+	"github.com/rpmemfs/rpmemfs/node"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/remote"
+)
+
+var ctx = context.Background()
+
+// patience bounds every wait of these tests.
+const patience = 20 * time.Second
+
+// A memoryNode is a node.Server on a pool directory that survives it.
+type memoryNode struct {
+	*testing.T
+	dir           string
+	lease         time.Duration
+	control, data string // addresses, the same after each start
+
+	pool *memnode.Pool // while it runs
+	stop func()
+}
+
+// newNode starts a memory node on a new pool.
+func newNode(t *testing.T, lease time.Duration) *memoryNode {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "pool")
+	if err := memnode.Create(dir, memnode.CreateOptions{SizeBytes: 64 << 20}); err != nil {
+		t.Fatal(err)
+	}
+	n := &memoryNode{T: t, dir: dir, lease: lease, control: "127.0.0.1:0", data: "127.0.0.1:0"}
+	n.start()
+	t.Cleanup(func() {
+		if n.stop != nil {
+			n.stop()
+		}
+	})
+	return n
+}
+
+func (n *memoryNode) start() {
+	n.Helper()
+	pool, err := memnode.Open(n.dir, memnode.Options{KeepOrphans: true})
+	if err != nil {
+		n.Fatal(err)
+	}
+	control, data := n.listen(&n.control), n.listen(&n.data)
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	server := node.NewServer(node.Config{Pool: pool, Lease: n.lease})
+	go func() { done <- server.Run(ctx, control, data) }()
+	n.pool = pool
+	n.stop = func() {
+		n.stop = nil
+		cancel()
+		if err := <-done; err != nil {
+			n.Errorf("serve: %v", err)
+		}
+		if err := pool.Close(); err != nil {
+			n.Error(err)
+		}
+	}
+}
+
+func (n *memoryNode) listen(address *string) net.Listener {
+	n.Helper()
+	l, err := net.Listen("tcp", *address)
+	if err != nil {
+		n.Fatal(err)
+	}
+	*address = l.Addr().String()
+	return l
+}
+
+func (n *memoryNode) restart() {
+	n.Helper()
+	n.stop()
+	n.start()
+}
+
+// A path is a way to a memory node that the test can disturb.
+type path struct{ control, data *proxy }
+
+// path makes proxies at another address of this machine, on the same ports: the
+// memory node tells clients the port of its data path, not the host.
+func (n *memoryNode) path() path {
+	n.Helper()
+	at := func(address string) *proxy {
+		_, port, err := net.SplitHostPort(address)
+		if err != nil {
+			n.Fatal(err)
+		}
+		return newProxy(n.T, net.JoinHostPort("127.0.0.2", port), address)
+	}
+	return path{at(n.control), at(n.data)}
+}
+
+func (p path) set(w weather) {
+	p.control.set(w)
+	p.data.set(w)
+}
+
+func (p path) cut() {
+	p.control.cut()
+	p.data.cut()
+}
+
+func (p path) address() string { return p.control.listener.Addr().String() }
+
+// open opens a session and closes it at the test's end.
+func (n *memoryNode) open(cfg remote.Config) *remote.Pool {
+	n.Helper()
+	if cfg.Address == "" {
+		cfg.Address = n.control
+	}
+	p, err := remote.Dial(ctx, cfg)
+	if err != nil {
+		n.Fatal(err)
+	}
+	n.Cleanup(func() {
+		if err := p.Close(); err != nil && !errors.Is(err, remote.ErrClosed) && !errors.Is(err, rdmacache.ErrFenced) {
+			n.Errorf("close: %v", err)
+		}
+	})
+	return p
+}
+
+// over waits until a session is over.
+func over(t *testing.T, p *remote.Pool, within time.Duration) {
+	t.Helper()
+	select {
+	case <-p.Done():
+	case <-time.After(within):
+		t.Fatalf("the session is not over after %v", within)
+	}
+	if err := p.Err(); !errors.Is(err, rdmacache.ErrFenced) {
+		t.Fatalf("got %v, want %v", err, rdmacache.ErrFenced)
+	}
+}
+
+func wantErr(t *testing.T, what string, got, want error) {
+	t.Helper()
+	if !errors.Is(got, want) {
+		t.Errorf("%s = %v, want %v", what, got, want)
+	}
+}

@@ -1,0 +1,115 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/rpmemfs/rpmemfs/node/nodepb"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+)
+
+// The leases that a memory node can say to grant.
+const (
+	minLease = 10 * time.Millisecond
+	maxLease = 24 * time.Hour
+)
+
+// A lease knows until when the session has the right to its share, if nobody takes
+// it: on this machine's clock, and no longer than the memory node counts.
+type lease struct {
+	length time.Duration // immutable after begin, as from
+	from   time.Time
+	until  atomic.Int64 // ns after from; publishes only itself
+}
+
+// begin starts a lease that was granted a moment ago.
+func (l *lease) begin(length time.Duration) {
+	l.length, l.from = length, time.Now()
+	l.until.Store(int64(length))
+}
+
+// renew makes it last from when the memory node was asked; it heard of that later.
+func (l *lease) renew(asked time.Time) {
+	l.until.Store(int64(asked.Sub(l.from) + l.length))
+}
+
+// left is the time that remains; 0 if it is over.
+func (l *lease) left() time.Duration {
+	return max(0, time.Duration(l.until.Load())-time.Since(l.from))
+}
+
+// keep keeps the lease alive until the session is over or closed.
+func (p *Pool) keep() {
+	defer close(p.kept)
+	for p.renew() {
+		wait := time.NewTimer(p.lease.length / 3)
+		select {
+		case <-wait.C:
+		case <-p.stop:
+		case <-p.done:
+		}
+		wait.Stop()
+	}
+}
+
+// renew asks the memory node to make the lease last until it says so. It returns
+// false when there is nothing left to keep.
+func (p *Pool) renew() bool {
+	for tries := 0; p.check() == nil; tries++ {
+		select {
+		case <-p.stop:
+			return false
+		default:
+		}
+		asked := time.Now()
+		err := p.keepAlive(min(p.lease.length/4, p.lease.left()))
+		switch {
+		case err == nil:
+			p.lease.renew(asked)
+			if tries > 0 {
+				p.log.Info("the memory node answers again", "node", p.address)
+			}
+			return true
+		case errors.Is(err, rdmacache.ErrFenced):
+			p.end(err)
+			return false
+		case tries == 0:
+			p.log.Warn("the memory node does not answer", "node", p.address, "lease left", p.lease.left(), "err", err)
+		}
+		// A connection that says nothing is worse than none: every call waits on it.
+		p.link.cut()
+		select {
+		case <-time.After(min(pauseMax, p.lease.length/20)):
+		case <-p.stop:
+		case <-p.done:
+		}
+	}
+	return false
+}
+
+func (p *Pool) keepAlive(within time.Duration) error {
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	_, err := p.node.KeepAlive(ctx, &nodepb.KeepAliveRequest{Session: p.session, Token: p.token}, grpc.WaitForReady(true))
+	if err != nil {
+		return decode(err)
+	}
+	return nil
+}
+
+// check returns why the session is over, if it is. A machine that slept past its
+// lease learns that here, before it asks or believes anything.
+func (p *Pool) check() error {
+	if err := p.Err(); err != nil {
+		return err
+	}
+	if p.lease.left() == 0 {
+		p.end(fmt.Errorf("%w (memory node %s has not answered for %v)", rdmacache.ErrFenced, p.address, p.lease.length))
+	}
+	return p.Err()
+}

@@ -30,7 +30,7 @@ func main() {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(mountCommand(), versionCommand(), quiescerCommand())
+	root.AddCommand(mountCommand(), serveCommand(), versionCommand(), quiescerCommand())
 	if err := root.ExecuteContext(context.Background()); err != nil {
 		fail(err)
 	}

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/rpmemfs/rpmemfs/attach"
+	"github.com/rpmemfs/rpmemfs/internal/metrics"
+	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/volume"
+)
+
+// addMount adds the metrics of a mount: of its volume, of programs that are attached,
+// and whether it may still write. lost tells why it may not; nil: it may.
+func (m *metricsServer) addMount(vol *volume.Volume, attached func() []attach.Status, lost func() error) {
+	list := append(usageMetrics(
+		func(s volume.Status) namespace.Usage { return s.Usage },
+		func(s volume.Status) rdmacache.Traffic { return s.Traffic },
+	), volumeMetrics...)
+	metrics.Add(m.Registry, "volume", vol.Status, list...)
+
+	attachedNow := func(context.Context) ([]attach.Status, error) { return attached(), nil }
+	metrics.Add(m.Registry, "attached", attachedNow, attachMetrics...)
+
+	lease := func(context.Context) (bool, error) { return lost() == nil, nil }
+	metrics.Add(m.Registry, "lease", lease, metrics.Metric[bool]{
+		Kind: metrics.Gauge, Name: "rpmemfs_lease_held", Help: "0 once the mount has lost its lease and can write nothing more.",
+		Value: truth,
+	})
+}
+
+var volumeMetrics = []metrics.Metric[volume.Status]{
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_pool_volatile", Help: "1 if the pool is lost with the machine.",
+		Value: func(s volume.Status) float64 { return truth(s.Medium.Volatile) },
+	},
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_commits_total", Help: "Epochs that made something durable.",
+		Value: func(s volume.Status) float64 { return float64(s.Counters.Commits) },
+	},
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_committed_pages_total", Help: "Pages of committed epochs.",
+		Value: func(s volume.Status) float64 { return float64(s.Counters.PagesCommitted) },
+	},
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_unchanged_pages_total", Help: "Pages that arrived but equalled what was there.",
+		Value: func(s volume.Status) float64 { return float64(s.Counters.PagesUnchanged) },
+	},
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_rollbacks_total", Help: "Open epochs thrown away.",
+		Value: func(s volume.Status) float64 { return float64(s.Counters.Rollbacks) },
+	},
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_rolled_back_pages_total", Help: "Pages of epochs thrown away.",
+		Value: func(s volume.Status) float64 { return float64(s.Counters.RolledBackPages) },
+	},
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_failed_closes_total", Help: "Last closes whose commit failed.",
+		Value: func(s volume.Status) float64 { return float64(s.Counters.FailedCloses) },
+	},
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_dirty_pages", Help: "Pages of open epochs.",
+		Value: func(s volume.Status) float64 { return float64(s.DirtyPages) },
+	},
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_open_files", Help: "Files that are open, or were a short while ago.",
+		Value: func(s volume.Status) float64 { return float64(s.OpenFiles) },
+	},
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_open_handles", Help: "Open handles of files.",
+		Value: func(s volume.Status) float64 { return float64(s.OpenHandles) },
+	},
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_poisoned_files", Help: "Files that take no more commits since one failed.",
+		Value: func(s volume.Status) float64 { return float64(s.PoisonedFiles) },
+	},
+}
+
+// What is summed over attached files falls when one is closed, so these are gauges.
+var attachMetrics = []metrics.Metric[[]attach.Status]{
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_attached_files", Help: "Files that programs are attached to.",
+		Value: func(files []attach.Status) float64 { return float64(len(files)) },
+	},
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_attached_programs", Help: "Programs that are attached, once a file.",
+		Value: func(files []attach.Status) float64 {
+			n := 0
+			for _, f := range files {
+				n += len(f.Members)
+			}
+			return float64(n)
+		},
+	},
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_barriers_called_off", Help: "Barriers of the attached files that a thread was late for.",
+		Value: func(files []attach.Status) float64 {
+			n := uint64(0)
+			for _, f := range files {
+				n += f.CalledOff
+			}
+			return float64(n)
+		},
+	},
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_last_pause_seconds", Help: "Pause of attached programs at their last barrier, the longest of all files.",
+		Value: func(files []attach.Status) float64 {
+			longest := time.Duration(0)
+			for _, f := range files {
+				longest = max(longest, f.Last.Pause)
+			}
+			return longest.Seconds()
+		},
+	},
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/rpmemfs/rpmemfs/internal/metrics"
+	"github.com/rpmemfs/rpmemfs/memnode"
+	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/node/nodepb"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+)
+
+// A nodeState is what a memory node tells of itself in one scrape.
+type nodeState struct {
+	usage   namespace.Usage
+	traffic rdmacache.Traffic
+	medium  rdmacache.Medium
+	shares  []memnode.Share
+	leases  []memnode.Lease
+	names   map[namespace.Ino]string // of shares
+	now     time.Time
+}
+
+// addNode adds the metrics of a pool that is served.
+func (m *metricsServer) addNode(pool *memnode.Pool) {
+	read := func(ctx context.Context) (nodeState, error) {
+		s := nodeState{
+			traffic: pool.Traffic(), medium: pool.Medium(), now: time.Now(),
+			names: map[namespace.Ino]string{namespace.Root: nodepb.WholePool},
+		}
+		var err error
+		if s.usage, err = pool.Usage(ctx); err != nil {
+			return s, err
+		}
+		if s.shares, err = pool.Shares(ctx); err != nil {
+			return s, err
+		}
+		for _, share := range s.shares {
+			s.names[share.Ino] = share.Name
+		}
+		s.leases, err = pool.Leases(ctx)
+		return s, err
+	}
+	list := append(usageMetrics(
+		func(s nodeState) namespace.Usage { return s.usage },
+		func(s nodeState) rdmacache.Traffic { return s.traffic },
+	), nodeMetrics...)
+	metrics.Add(m.Registry, "pool", read, list...)
+}
+
+var nodeMetrics = []metrics.Metric[nodeState]{
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_pool_volatile", Help: "1 if the pool is lost with the machine.",
+		Value: func(s nodeState) float64 { return truth(s.medium.Volatile) },
+	},
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_shares", Help: "Shares of the pool.",
+		Value: func(s nodeState) float64 { return float64(len(s.shares)) },
+	},
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_leases", Help: "Leases that are held.",
+		Value: func(s nodeState) float64 { return float64(len(s.leases)) },
+	},
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_lease_age_seconds", Help: "Since the lease of the share was granted; missing: nobody has it. The whole pool is /.",
+		Label: "share", Points: func(s nodeState) []metrics.Point {
+			var points []metrics.Point
+			for _, l := range s.leases {
+				points = append(points, metrics.Point{Name: s.names[l.Share], Value: s.now.Sub(time.Unix(0, l.Granted)).Seconds()})
+			}
+			return points
+		},
+	},
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_lease_generation", Help: "Generation of the lease of the share: rises with each.",
+		Label: "share", Points: func(s nodeState) []metrics.Point {
+			var points []metrics.Point
+			for _, l := range s.leases {
+				points = append(points, metrics.Point{Name: s.names[l.Share], Value: float64(l.Generation)})
+			}
+			return points
+		},
+	},
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_share_used_bytes", Help: "Granted to the files of the share.",
+		Label: "share", Points: func(s nodeState) []metrics.Point {
+			var points []metrics.Point
+			for _, share := range s.shares {
+				points = append(points, metrics.Point{Name: share.Name, Value: float64(share.UsedBytes)})
+			}
+			return points
+		},
+	},
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_share_quota_bytes", Help: "Quota of the share; missing: none.",
+		Label: "share", Points: func(s nodeState) []metrics.Point {
+			var points []metrics.Point
+			for _, share := range s.shares {
+				if share.Quota > 0 {
+					points = append(points, metrics.Point{Name: share.Name, Value: float64(share.Quota)})
+				}
+			}
+			return points
+		},
+	},
+}

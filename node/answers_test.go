@@ -1,0 +1,157 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/rpmemfs/rpmemfs/control/controlpb"
+	"github.com/rpmemfs/rpmemfs/node/nodepb"
+)
+
+// A change that is repeated is not done again, and its answer, good or bad, is the
+// first one; after a restart it is done again, with an honest answer.
+func TestRepeatedChanges(t *testing.T) {
+	n := newNode(t, Config{})
+	s := n.open(&nodepb.OpenRequest{Share: "a", Create: true})
+	c, ctx := s.node, s.ctx
+	id := uint64(0)
+	ino := n.file(s, "f")
+	// twice makes a call twice under one number.
+	twice := func(what string, call func(id uint64) (proto.Message, error)) {
+		t.Helper()
+		id++
+		first, err := call(id)
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if again, err := call(id); err != nil || !proto.Equal(first, again) {
+			t.Errorf("%s again: got %v, %v, want %v", what, again, err, first)
+		}
+	}
+	create := func(id uint64) (proto.Message, error) {
+		return c.Create(ctx, &nodepb.CreateRequest{RequestId: id, Parent: 1, Name: []byte("made"), Inode: &nodepb.Inode{Mode: 0o100644}})
+	}
+	twice("create", create)
+	created := id
+	twice("grant", func(id uint64) (proto.Message, error) {
+		return c.Grant(ctx, &nodepb.GrantRequest{RequestId: id, Ino: ino, Need: 8, Want: 8})
+	})
+	loc, err := c.Locate(ctx, &nodepb.LocateRequest{Ino: ino})
+	if err != nil || len(loc.GetExtents()) != 1 || loc.GetExtents()[0].GetN() != 8 {
+		t.Errorf("granted: %v, %v", loc, err)
+	}
+	twice("clone", func(id uint64) (proto.Message, error) {
+		return c.Clone(ctx, &nodepb.CloneRequest{RequestId: id, Source: ino, Parent: 1, Name: []byte("clone"), Inode: &nodepb.Inode{Mode: 0o100644}, Seed: &nodepb.Seed{}})
+	})
+	twice("rename", func(id uint64) (proto.Message, error) {
+		return c.Rename(ctx, &nodepb.RenameRequest{RequestId: id, OldParent: 1, OldName: []byte("made"), NewParent: 1, NewName: []byte("clone")})
+	})
+	twice("unlink", func(id uint64) (proto.Message, error) {
+		return c.Unlink(ctx, &nodepb.UnlinkRequest{RequestId: id, Parent: 1, Name: []byte("clone")})
+	})
+
+	id++
+	refused := &nodepb.RmdirRequest{RequestId: id, Parent: 1, Name: []byte("late")}
+	_, err = c.Rmdir(ctx, refused)
+	wantReason(t, "rmdir of nothing", err, controlpb.Reason_REASON_NOT_EXIST)
+	if _, err := c.Create(ctx, &nodepb.CreateRequest{Parent: 1, Name: []byte("late"), Inode: &nodepb.Inode{Mode: 0o40755}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Rmdir(ctx, refused)
+	wantReason(t, "the same rmdir later", err, controlpb.Reason_REASON_NOT_EXIST)
+	refused.RequestId = created
+	_, err = c.Rmdir(ctx, refused)
+	wantReason(t, "another method's number", err, controlpb.Reason_REASON_INVALID)
+
+	id++
+	keep := id
+	if _, err := c.Unlink(ctx, &nodepb.UnlinkRequest{RequestId: keep, Parent: 1, Name: []byte("f")}); err != nil {
+		t.Fatal(err)
+	}
+	n.stop()
+	n.start()
+	_, err = c.Unlink(ctx, &nodepb.UnlinkRequest{RequestId: keep, Parent: 1, Name: []byte("f")})
+	wantReason(t, "unlink again after a restart", err, controlpb.Reason_REASON_NOT_EXIST)
+}
+
+// A repetition that comes while the first is under way waits for its answer, also
+// when the first caller has gone.
+func TestRepeatedWhileUnderWay(t *testing.T) {
+	var a answers
+	began, finish := make(chan struct{}), make(chan struct{})
+	times := 0
+	slow := func() (proto.Message, error) {
+		times++
+		close(began)
+		<-finish
+		return &nodepb.ReapResponse{Heir: 7}, nil
+	}
+	go func() { _, _ = a.do(t.Context(), 1, "m", slow) }()
+	<-began
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := a.do(ctx, 1, "m", slow); !errors.Is(err, context.Canceled) {
+		t.Errorf("an impatient caller: got %v", err)
+	}
+	got := make(chan proto.Message)
+	go func() {
+		m, _ := a.do(t.Context(), 1, "m", slow)
+		got <- m
+	}()
+	close(finish)
+	if m := <-got; m.(*nodepb.ReapResponse).GetHeir() != 7 || times != 1 {
+		t.Errorf("got %v after doing it %d times", m, times)
+	}
+}
+
+// What is remembered is bounded, by number and by bytes; what was forgotten is
+// refused, not done again.
+func TestAnswersAreBounded(t *testing.T) {
+	var a answers
+	answer := func(size int) func() (proto.Message, error) {
+		return func() (proto.Message, error) { return &nodepb.XattrResponse{Value: make([]byte, size)}, nil }
+	}
+	for id := uint64(1); id <= 3*nodepb.Remembered; id++ {
+		if _, err := a.do(t.Context(), id, "m", answer(1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(a.byID) != nodepb.Remembered || len(a.order) != nodepb.Remembered {
+		t.Errorf("%d answers in %d places are kept", len(a.byID), len(a.order))
+	}
+	again := func() (proto.Message, error) { return nil, fmt.Errorf("done again") }
+	if _, err := a.do(t.Context(), 2*nodepb.Remembered+1, "m", again); err != nil {
+		t.Errorf("the oldest that is kept: %v", err)
+	}
+	if _, err := a.do(t.Context(), 2*nodepb.Remembered, "m", again); !errors.Is(err, errInvalid) {
+		t.Errorf("the newest that is forgotten: %v", err)
+	}
+	for id := uint64(10_000); id < 10_010; id++ {
+		if _, err := a.do(t.Context(), id, "m", answer(1<<20)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a.bytes > maxAnswerBytes || len(a.byID) == 0 {
+		t.Errorf("%d answers of %d bytes are kept", len(a.byID), a.bytes)
+	}
+}
+
+// Requests that do not end take a bounded number of places, and none is forgotten.
+func TestAnswersUnderWay(t *testing.T) {
+	var a answers
+	for id := uint64(1); id <= 2*nodepb.Remembered; id++ {
+		if _, repeated, err := a.find(id, "m"); err != nil || repeated {
+			t.Fatal(id, repeated, err)
+		}
+	}
+	if _, _, err := a.find(1<<20, "m"); !errors.Is(err, errBusy) {
+		t.Errorf("one more: got %v", err)
+	}
+	if _, repeated, err := a.find(1, "m"); err != nil || !repeated {
+		t.Errorf("the first: repeated %v, %v", repeated, err)
+	}
+}

@@ -124,10 +124,14 @@ lint: ## formatting, vet, staticcheck, go.mod, C warnings
 	done
 
 .PHONY: install
-install: build lib ## into DESTDIR PREFIX (/usr/local), mount helper into /sbin
+install: build lib ## into DESTDIR PREFIX (/usr/local), mount helper into /sbin, systemd units
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)/sbin
 	install -m 755 $(BIN)/rpmemfs $(BIN)/rpmemctl $(DESTDIR)$(PREFIX)/bin
 	ln -sf $(PREFIX)/bin/rpmemfs $(DESTDIR)/sbin/mount.fuse.rpmemfs
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/sysusers.d
+	sed 's|/usr/local/bin|$(PREFIX)/bin|' dist/rpmemfs-serve.service |
+		install -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/systemd/system/rpmemfs-serve.service
+	install -m 644 dist/rpmemfs.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/rpmemfs.conf
 	$(MAKE) --no-print-directory -C librpmemfs B=$(abspath $(BIN))/librpmemfs install
 
 .PHONY: clean

@@ -49,7 +49,7 @@ func (f *fakeNode) MakeShare(_ context.Context, r *nodepb.MakeShareRequest) (*no
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if _, err := f.find(r.GetName()); err == nil {
-		return nil, rpcerr.Pools.Encode(namespace.ErrExist)
+		return nil, rpcerr.Pools.Encode(fmt.Errorf("make share %q: %w", r.GetName(), namespace.ErrExist))
 	}
 	f.shares = append(f.shares, &nodepb.Share{Name: r.GetName(), Ino: 7, QuotaBytes: r.GetQuotaBytes()})
 	return &nodepb.MakeShareResponse{Ino: 7}, nil
@@ -121,7 +121,7 @@ func TestShareAndLease(t *testing.T) {
 		}
 	}
 	ask("share", "make", "new", "--quota", "1GiB")
-	refused(exitFailed, "share new: file exists", "share", "make", "new")
+	refused(exitFailed, `make share "new": file exists`, "share", "make", "new")
 	if out := ask("share", "ls"); !strings.Contains(out, "0 B      1.0 GiB  free") || !strings.Contains(out, `"web\x1b7"`) || !strings.Contains(out, "web7:/mnt (web7)") {
 		t.Errorf("share ls: got\n%s", out)
 	}
@@ -129,7 +129,7 @@ func TestShareAndLease(t *testing.T) {
 	if out := ask("share", "ls", "--json"); strings.Contains(out, "quota_bytes") || !strings.Contains(out, `"keep_alive_age": 123000000`) {
 		t.Errorf("share ls --json: got\n%s", out)
 	}
-	refused(exitFailed, "share none:", "share", "quota", "none", "1G")
+	refused(exitFailed, `"none": no such file`, "share", "quota", "none", "1G")
 	refused(exitUsage, "quota much", "share", "quota", "new", "much")
 	refused(exitUsage, "whole pool", "share", "quota", "/", "1G")
 

@@ -126,7 +126,7 @@ func (n *nodeApp) changeShare(ctx context.Context, how, name string, quota uint6
 		return usagef("%s is the whole pool, which has no quota", name)
 	}
 	if err := n.ask(ctx, call); err != nil {
-		return fmt.Errorf("share %s: %w", name, err)
+		return err // it names the share
 	}
 	return n.print(changedShareJSON{name, quota}, func(w io.Writer) {
 		fmt.Fprintf(w, "%s share %s, %s\n", how, clean(name), quotaText(quota))

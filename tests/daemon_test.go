@@ -75,6 +75,11 @@ func prepareMount(t *testing.T, dir string, args ...string) *mount {
 	if err := os.Mkdir(m.mnt, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	if *nodeFlag {
+		n := newNode(t, dir, nil)
+		m.source = "tcp://127.0.0.1:" + n.control
+		m.args = append([]string{"--insecure", "--steal"}, args...)
+	}
 	t.Cleanup(func() {
 		if m.daemon != nil {
 			m.stop()

@@ -28,6 +28,7 @@ import (
 
 var (
 	seedFlag   = flag.Uint64("seed", 0, "seed of the random tests; 0 picks one")
+	nodeFlag   = flag.Bool("node", false, "mount over a memory node wherever a test mounts a pool of its own")
 	roundsFlag = flag.Int("rounds", 0, "rounds of the kill tests; 0 is each test's own number")
 )
 

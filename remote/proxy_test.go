@@ -13,6 +13,7 @@ const (
 	fair  weather = iota
 	stall         // nothing passes, nothing breaks, new connections hang
 	mute          // requests pass, answers vanish
+	down          // connections break
 )
 
 // A proxy stands between a client and a memory node.
@@ -24,6 +25,8 @@ type proxy struct {
 	weather weather
 	changed chan struct{} // closed when the weather changes
 	conns   map[net.Conn]struct{}
+	made    int // connections so far
+	frozen  int // of these the first so many pass nothing any more
 	closed  bool
 	eaten   int // bytes of answers that vanished
 	wg      sync.WaitGroup
@@ -55,7 +58,7 @@ func (p *proxy) accept() {
 func (p *proxy) keep(c net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed {
+	if p.closed || p.weather == down {
 		_ = c.Close()
 		return false
 	}
@@ -80,19 +83,23 @@ func (p *proxy) serve(client net.Conn) {
 		return
 	}
 	defer p.drop(server)
+	p.mu.Lock()
+	no := p.made
+	p.made++
+	p.mu.Unlock()
 	var wg sync.WaitGroup
-	wg.Go(func() { p.pass(server, client, false) })
-	wg.Go(func() { p.pass(client, server, true) })
+	wg.Go(func() { p.pass(no, server, client, false) })
+	wg.Go(func() { p.pass(no, client, server, true) })
 	wg.Wait()
 }
 
-func (p *proxy) pass(to, from net.Conn, answers bool) {
+func (p *proxy) pass(no int, to, from net.Conn, answers bool) {
 	defer to.Close()
 	defer from.Close()
 	b := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(b)
-		if n > 0 && !p.vanishes(n, answers) {
+		if n > 0 && !p.vanishes(no, n, answers) {
 			if _, err := to.Write(b[:n]); err != nil {
 				return
 			}
@@ -103,11 +110,12 @@ func (p *proxy) pass(to, from net.Conn, answers bool) {
 	}
 }
 
-// vanishes waits while nothing passes, and reports whether n bytes are lost.
-func (p *proxy) vanishes(n int, answers bool) bool {
+// vanishes waits while nothing passes on connection no, and reports whether n bytes
+// are lost.
+func (p *proxy) vanishes(no, n int, answers bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for p.weather == stall && !p.closed {
+	for (p.weather == stall || no < p.frozen) && !p.closed {
 		changed := p.changed
 		p.mu.Unlock()
 		<-changed
@@ -127,6 +135,16 @@ func (p *proxy) set(w weather) {
 	p.weather = w
 	close(p.changed)
 	p.changed = make(chan struct{})
+	if w == down {
+		p.cutLocked()
+	}
+}
+
+// freeze makes the connections of now pass nothing any more, and later ones pass.
+func (p *proxy) freeze() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.frozen = p.made
 }
 
 // swallow makes answers vanish from now on.
@@ -148,6 +166,10 @@ func (p *proxy) swallowed() bool {
 func (p *proxy) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.cutLocked()
+}
+
+func (p *proxy) cutLocked() {
 	for c := range p.conns {
 		_ = c.Close()
 	}

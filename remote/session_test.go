@@ -167,10 +167,74 @@ func TestPartition(t *testing.T) {
 		wantErr(t, "after the partition", <-results, rdmacache.ErrFenced)
 	}
 	wantErr(t, "close", p.Close(), rdmacache.ErrFenced)
-	q := n.open(remote.Config{Wait: patience})
-	if _, err := q.Lookup(ctx, namespace.Root, "2"); !errors.Is(err, namespace.ErrNotExist) {
-		t.Errorf("what was asked for in the partition: %v", err)
+	n.open(remote.Config{Wait: patience})
+}
+
+// A connection that is dead without a word, as after a crash of a machine, is given
+// up in time, and calls go on over the next one.
+func TestDeadConnections(t *testing.T) {
+	n := newNode(t, 2*time.Second)
+	way := n.path()
+	p := n.open(remote.Config{Address: way.address()})
+	f := mustCreate(t, p, "f", fileInode())
+	g, err := p.Grant(ctx, region.ID(f.Ino), 10, 10)
+	if err != nil {
+		t.Fatal(err)
 	}
+	for i := range 2 {
+		way.control.freeze()
+		way.data.freeze()
+		mustCreate(t, p, fmt.Sprint(i), fileInode())
+		if err := p.Conn().Write(ctx, make([]byte, region.PageSize), g.Runs[0].Start.Offset()); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Conn().Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A Dial whose answer is lost gets the session all the same, and does not wait for
+// its own lease.
+func TestDialWithoutAnswer(t *testing.T) {
+	n := newNode(t, 10*time.Second)
+	way := n.path()
+	holder := n.open(remote.Config{})
+	dialled := make(chan error, 1)
+	var p *remote.Pool
+	go func() {
+		var err error
+		p, err = remote.Dial(ctx, remote.Config{Address: way.address(), Wait: time.Second})
+		dialled <- err
+	}()
+	time.Sleep(200 * time.Millisecond) // it waits for the lease
+	err := way.withoutAnswer(func() error { return errors.Join(holder.Close(), <-dialled) }, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustCreate(t, p, "f", fileInode())
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Far more calls at a time than a connection takes do not keep the lease from being
+// kept.
+func TestManyCalls(t *testing.T) {
+	n := newNode(t, time.Second)
+	p := n.open(remote.Config{})
+	var wg sync.WaitGroup
+	for i := range 3000 {
+		wg.Go(func() {
+			if _, err := p.Create(ctx, namespace.Root, fmt.Sprint(i), fileInode()); err != nil {
+				t.Errorf("create %d: %v", i, err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // A client that slept past its lease asks before it believes anything that it
@@ -254,7 +318,7 @@ func TestLostAnswers(t *testing.T) {
 		}},
 		{"reap", func() error { _, err := p.Reap(ctx, orphan.Ino); return err }},
 	} {
-		if err := way.withoutAnswer(call.do); err != nil {
+		if err := way.withoutAnswer(call.do, func() {}); err != nil {
 			t.Errorf("%s: %v", call.name, err)
 		}
 	}
@@ -263,8 +327,119 @@ func TestLostAnswers(t *testing.T) {
 	}
 }
 
-// withoutAnswer does a call whose first answer vanishes.
-func (p path) withoutAnswer(call func() error) error {
+// A memory node that restarts forgets its answers. What a repeated change finds
+// done, and nobody else can have done, is success; the rest is what the package's
+// comment says.
+func TestLostAnswersAndARestart(t *testing.T) {
+	n := newNode(t, 8*time.Second)
+	way := n.path()
+	p := n.open(remote.Config{Address: way.address()})
+	f := mustCreate(t, p, "f", fileInode())
+	id := region.ID(f.Ino)
+	for _, name := range []string{"gone", "orphan", "moved"} {
+		mustCreate(t, p, name, fileInode())
+	}
+	mustCreate(t, p, "dir", dirInode())
+	orphan, err := p.Unlink(ctx, namespace.Root, "orphan")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := p.Grant(ctx, id, 50, 50)
+	if err != nil {
+		t.Fatal(err)
+	}
+	returned := region.Run{Start: g.Runs[0].End() - 10, N: 10}
+	if err := p.SaveCheckpoint(ctx, id, region.Checkpoint{Name: "cp", Epoch: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.SetXattr(ctx, f.Ino, "user.x", nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	var made namespace.Inode
+	for _, call := range []struct {
+		name string
+		do   func() error
+		want error
+	}{
+		{"create", func() (err error) { made, err = p.Create(ctx, namespace.Root, "new", fileInode()); return err }, nil},
+		{"mkdir", func() error { _, err := p.Create(ctx, namespace.Root, "newdir", dirInode()); return err }, nil},
+		{"link", func() error { _, err := p.Link(ctx, f.Ino, namespace.Root, "l"); return err }, nil},
+		{"rmdir", func() error { return p.Rmdir(ctx, namespace.Root, "dir") }, nil},
+		{"update", func() error {
+			n, err := p.Update(ctx, f.Ino, func(n *namespace.Inode) { n.UID = 77 })
+			if err == nil && n.UID != 77 {
+				err = fmt.Errorf("got %+v", n)
+			}
+			return err
+		}, nil},
+		{"reap", func() error { _, err := p.Reap(ctx, orphan.Ino); return err }, nil},
+		{"removexattr", func() error { return p.RemoveXattr(ctx, f.Ino, "user.x") }, nil},
+		{"return", func() error { return p.Return(ctx, id, []region.Run{returned}) }, nil},
+		{"drop checkpoint", func() error { return p.DropCheckpoint(ctx, id, "cp") }, nil},
+		{"unlink", func() error { _, err := p.Unlink(ctx, namespace.Root, "gone"); return err }, namespace.ErrNotExist},
+		{"rename", func() error {
+			_, err := p.Rename(ctx, namespace.Root, "moved", namespace.Root, "there", 0)
+			return err
+		}, namespace.ErrNotExist},
+	} {
+		wantErr(t, call.name, way.withoutAnswer(call.do, n.restart), call.want)
+	}
+	if got, err := p.Lookup(ctx, namespace.Root, "new"); err != nil || got != made || made.Ino == 0 {
+		t.Errorf("got %+v, %v, want %+v", got, err, made)
+	}
+	// It is the error only of a call that was repeated.
+	_, err = p.Create(ctx, namespace.Root, "new", fileInode())
+	wantErr(t, "create again", err, namespace.ErrExist)
+	wantErr(t, "rmdir again", p.Rmdir(ctx, namespace.Root, "dir"), namespace.ErrNotExist)
+	wantErr(t, "return again", p.Return(ctx, id, []region.Run{returned}), remote.ErrNotOwned)
+	if err := p.Check(ctx, func(problem string) { t.Error("check: " + problem) }); err != nil {
+		t.Error(err)
+	}
+}
+
+// No grant comes between a Return and its repetition: the region could get the very
+// slots again, and lose them to the repetition.
+func TestNoGrantBetweenReturns(t *testing.T) {
+	n := newNode(t, 8*time.Second)
+	way := n.path()
+	p := n.open(remote.Config{Address: way.address()})
+	f := mustCreate(t, p, "f", fileInode())
+	id := region.ID(f.Ino)
+	g, err := p.Grant(ctx, id, 50, 50)
+	if err != nil {
+		t.Fatal(err)
+	}
+	returned := region.Run{Start: g.Runs[0].End() - 10, N: 10}
+	granted := make(chan error, 1)
+	err = way.withoutAnswer(func() error {
+		go func() {
+			time.Sleep(50 * time.Millisecond) // while the answer to the Return vanishes
+			_, err := p.Grant(ctx, id, 10, 10)
+			granted <- err
+		}()
+		return p.Return(ctx, id, []region.Run{returned})
+	}, func() {
+		n.restart()
+	})
+	if err := errors.Join(err, <-granted); err != nil {
+		t.Fatal(err)
+	}
+	loc, err := p.Locate(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var slots uint64
+	for _, r := range loc.Extents {
+		slots += r.N
+	}
+	if slots != 50 {
+		t.Errorf("the region has %d slots after 50, less 10, and 10 more", slots)
+	}
+}
+
+// withoutAnswer does a call whose first answer vanishes; then does what is to happen
+// before the call can be repeated.
+func (p path) withoutAnswer(call func() error, then func()) error {
 	p.control.swallow()
 	result := make(chan error, 1)
 	go func() { result <- call() }()
@@ -279,8 +454,9 @@ func (p path) withoutAnswer(call func() error) error {
 	// Pings and window updates are swallowed as well as the answer. Wait until
 	// nothing more comes.
 	time.Sleep(100 * time.Millisecond)
+	p.control.set(down)
+	then()
 	p.control.set(fair)
-	p.control.cut()
 	return <-result
 }
 

@@ -145,13 +145,13 @@ func concurrent(t *testing.T, c rdmacache.Conn, s *Store, seed uint64) {
 func flushCovers(t *testing.T, c rdmacache.Conn, s *Store) {
 	inside, gate := make(chan struct{}), make(chan struct{})
 	var first atomic.Bool
-	s.OnFlush = func() error {
+	s.Inject(Hooks{Flush: func() error {
 		if first.CompareAndSwap(false, true) {
 			close(inside)
 			<-gate
 		}
 		return nil
-	}
+	}})
 	early := make(chan error, 1)
 	go func() { early <- c.Flush(t.Context()) }()
 	<-inside
@@ -230,12 +230,12 @@ func closed(t *testing.T, c rdmacache.Conn, _ *Store) {
 // readFails fails one read: the next succeeds.
 func readFails(t *testing.T, c rdmacache.Conn, s *Store) {
 	var fail atomic.Bool
-	s.OnRead = func([]byte, int64) error {
+	s.Inject(Hooks{Read: func([]byte, int64) error {
 		if fail.Load() {
 			return errors.New("bad line")
 		}
 		return nil
-	}
+	}})
 	fail.Store(true)
 	p := make([]byte, 100)
 	if err := c.Read(t.Context(), p, 0); err == nil {
@@ -251,12 +251,12 @@ func readFails(t *testing.T, c rdmacache.Conn, s *Store) {
 // that Write took becomes durable.
 func noSpace(t *testing.T, c rdmacache.Conn, s *Store) {
 	var full atomic.Bool
-	s.OnWrite = func(_ []byte, off int64) error {
+	s.Inject(Hooks{Write: func(_ []byte, off int64) error {
 		if full.Load() && off >= storeSize/2 {
 			return fmt.Errorf("%w: file system below", region.ErrNoSpace)
 		}
 		return nil
-	}
+	}})
 	full.Store(true)
 	a, b := bytes.Repeat([]byte{1}, pageSize), bytes.Repeat([]byte{2}, pageSize)
 	if err := c.Write(t.Context(), b, 0); err != nil {
@@ -288,12 +288,12 @@ func noSpace(t *testing.T, c rdmacache.Conn, s *Store) {
 
 // writeFails fails one write: it is never part of a flush that succeeds.
 func writeFails(t *testing.T, c rdmacache.Conn, s *Store) {
-	s.OnWrite = func(_ []byte, off int64) error {
+	s.Inject(Hooks{Write: func(_ []byte, off int64) error {
 		if off == 0 {
 			return errors.New("bad line")
 		}
 		return nil
-	}
+	}})
 	if err := persist(t.Context(), c, make([]byte, 10), 0); err == nil {
 		t.Error("write of a bad line and flush: no error")
 	}
@@ -304,7 +304,7 @@ func writeFails(t *testing.T, c rdmacache.Conn, s *Store) {
 
 // flushFails fails flushes, for ever as media do.
 func flushFails(t *testing.T, c rdmacache.Conn, s *Store) {
-	s.OnFlush = func() error { return errors.New("input/output error") }
+	s.Inject(Hooks{Flush: func() error { return errors.New("input/output error") }})
 	for range 3 {
 		if err := persist(t.Context(), c, make([]byte, 10), 0); err == nil {
 			t.Error("flush of a failed medium: no error")

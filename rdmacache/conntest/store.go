@@ -14,19 +14,22 @@ var ErrRange = errors.New("conntest: outside the store")
 
 const pageSize = rdmacache.PageSize
 
-// A Store is a memory node's bytes, in memory, with what a power loss would leave of
-// them. Its hooks are called before the operation, without locks; an error that they
-// return is the operation's, which then does nothing. It is safe for concurrent use.
-type Store struct {
-	OnWrite func(p []byte, off int64) error // set before use, as all hooks
-	OnRead  func(p []byte, off int64) error
-	OnFlush func() error
+// Hooks are called before the operations of a Store, without locks; nil ones are not.
+// An error that one returns is the operation's, which then does nothing.
+type Hooks struct {
+	Write, Read func(p []byte, off int64) error
+	Flush       func() error
+}
 
+// A Store is a memory node's bytes, in memory, with what a power loss would leave of
+// them. It is safe for concurrent use.
+type Store struct {
 	medium rdmacache.Medium // immutable
 	done   chan struct{}
 	end    sync.Once
 
 	mu      sync.Mutex
+	hooks   Hooks
 	visible []byte
 	durable []byte
 	dirty   map[int64]struct{} // pages of visible that may differ from durable
@@ -48,6 +51,19 @@ func NewStore(size int64, m rdmacache.Medium) *Store {
 // Medium is what NewStore was told.
 func (s *Store) Medium() rdmacache.Medium { return s.medium }
 
+// Inject replaces the hooks.
+func (s *Store) Inject(h Hooks) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hooks = h
+}
+
+func (s *Store) hooked() Hooks {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.hooks
+}
+
 // Done is closed by End.
 func (s *Store) Done() <-chan struct{} { return s.done }
 
@@ -68,8 +84,8 @@ func (s *Store) check(op string, n int, off int64) error {
 
 // ReadAt fills p from off.
 func (s *Store) ReadAt(p []byte, off int64) error {
-	if s.OnRead != nil {
-		if err := s.OnRead(p, off); err != nil {
+	if f := s.hooked().Read; f != nil {
+		if err := f(p, off); err != nil {
 			return err
 		}
 	}
@@ -84,8 +100,8 @@ func (s *Store) ReadAt(p []byte, off int64) error {
 
 // WriteAt stores p at off.
 func (s *Store) WriteAt(p []byte, off int64) error {
-	if s.OnWrite != nil {
-		if err := s.OnWrite(p, off); err != nil {
+	if f := s.hooked().Write; f != nil {
+		if err := f(p, off); err != nil {
 			return err
 		}
 	}
@@ -104,8 +120,8 @@ func (s *Store) WriteAt(p []byte, off int64) error {
 
 // Flush makes the writes before it durable.
 func (s *Store) Flush() error {
-	if s.OnFlush != nil {
-		if err := s.OnFlush(); err != nil {
+	if f := s.hooked().Flush; f != nil {
+		if err := f(); err != nil {
 			return err
 		}
 	}

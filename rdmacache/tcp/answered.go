@@ -100,10 +100,7 @@ func (c *Conn) flushed(sequence uint64, err error) error {
 	c.inFlight = flight{}
 	c.troubled = time.Time{}
 	c.answerLocked(&c.flying, err)
-	more := len(c.waiting) > 0
 	c.mu.Unlock()
-	if more {
-		c.send()
-	}
+	c.send() // the next FLUSH, if somebody waits for one
 	return nil
 }

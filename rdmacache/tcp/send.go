@@ -48,14 +48,13 @@ func (c *Conn) gather(k *clientLink) bool {
 	c.batch.reset()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.writes.recycle()
 	if c.link != k || c.err != nil {
 		return false
 	}
-	for bytes := 0; bytes < batchBytes && len(c.batch.all) < batchParts/2; {
+	upto := c.sendUpto()
+	for bytes := 0; c.writes.sent < upto && bytes < batchBytes && len(c.batch.all) < batchParts/2; {
 		w := c.writes.next()
-		if w == nil {
-			break
-		}
 		k.seq++
 		m := w.message(k.seq)
 		c.batch.all = append(c.batch.all, m)
@@ -65,6 +64,23 @@ func (c *Conn) gather(k *clientLink) bool {
 	c.gatherFlush(k)
 	c.batch.parts = c.batch.all
 	return len(c.batch.parts) > 0
+}
+
+// sendUpto is the number of the write before which all are to be sent now: those that
+// somebody waits for, and the others once they are many. Where there was no space,
+// they wait until somebody does. mu is held.
+func (c *Conn) sendUpto() uint64 {
+	if c.writes.unsent >= eagerBytes && !c.full {
+		return c.writes.queued
+	}
+	upto := uint64(0)
+	for _, w := range c.waiting {
+		upto = max(upto, w.after)
+	}
+	for _, r := range c.reads {
+		upto = max(upto, r.after)
+	}
+	return upto
 }
 
 // gatherReads takes the reads that see all that they have to. mu is held.

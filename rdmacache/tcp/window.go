@@ -54,9 +54,10 @@ func (w *write) size() int64 { return int64(len(w.buf)) }
 type writeQueue struct {
 	list                []*write // from number acked on
 	acked, sent, queued uint64
-	bytes               int64 // of memory that list holds
-	unsent              int64 // of these
-	unposted            int64 // since a FLUSH was last asked for to make room
+	bytes               int64    // of memory that list holds
+	unsent              int64    // of these
+	unposted            int64    // since a FLUSH was last asked for to make room
+	spent               []*write // acked; a send may be just about to end that has them
 }
 
 // fits says whether w has room in a window of limit bytes. An empty one takes it
@@ -73,11 +74,8 @@ func (q *writeQueue) push(w *write) {
 	q.unposted += w.size()
 }
 
-// next returns the next write to send, nil if there is none.
+// next returns the next write to send; there is one.
 func (q *writeQueue) next() *write {
-	if q.sent == q.queued {
-		return nil
-	}
 	w := q.list[q.sent-q.acked]
 	q.sent++
 	q.unsent -= w.size()
@@ -92,14 +90,23 @@ func (q *writeQueue) ack(upto uint64) {
 	n := upto - q.acked
 	for _, w := range q.list[:n] {
 		q.bytes -= w.size()
-		w.free()
 	}
+	q.spent = append(q.spent, q.list[:n]...)
 	clear(q.list[:n])
 	q.list = q.list[n:]
 	q.acked = upto
 	if len(q.list) == 0 {
 		q.unposted = 0
 	}
+}
+
+// recycle gives up the writes that were acked. No send is under way.
+func (q *writeQueue) recycle() {
+	for _, w := range q.spent {
+		w.free()
+	}
+	clear(q.spent)
+	q.spent = q.spent[:0]
 }
 
 // rewind makes every write one that is to be sent.

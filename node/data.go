@@ -1,11 +1,16 @@
 package node
 
 import (
+	"time"
+
 	"github.com/rpmemfs/rpmemfs/rdmacache/tcp"
 )
 
 // dataSessions is the sessions as the data path knows them.
-type dataSessions struct{ manager *manager }
+type dataSessions struct {
+	manager *manager
+	flushed func(time.Duration) // nil: nobody asks
+}
 
 var _ tcp.Sessions = dataSessions{}
 
@@ -18,7 +23,7 @@ func (d dataSessions) Session(t [32]byte) (tcp.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return dataSession{s.fence, s, token(t).readOnly()}, nil
+	return dataSession{s.fence, s, token(t).readOnly(), d.flushed}, nil
 }
 
 // A dataSession is one data connection's right to a share.
@@ -26,6 +31,7 @@ type dataSession struct {
 	fence
 	session  *session
 	readOnly bool
+	flushed  func(time.Duration)
 }
 
 // Done is closed when the session is over.
@@ -37,4 +43,14 @@ func (d dataSession) WriteAt(p []byte, off int64) error {
 		return errReadOnly
 	}
 	return d.fence.WriteAt(p, off)
+}
+
+// Flush is that of the fence, and its time is told.
+func (d dataSession) Flush() error {
+	began := time.Now()
+	err := d.fence.Flush()
+	if d.flushed != nil && err == nil {
+		d.flushed(time.Since(began))
+	}
+	return err
 }

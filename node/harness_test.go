@@ -136,10 +136,11 @@ func sessionContext(ctx context.Context, id, token []byte) context.Context {
 // dial opens the session's data path.
 func (n *testNode) dial(s *testSession) *tcp.Conn {
 	n.t.Helper()
+	addr := n.data
 	c, err := tcp.Dial(s.ctx, tcp.Config{
 		Connect: func(ctx context.Context) (net.Conn, error) {
 			var d net.Dialer
-			return d.DialContext(ctx, "tcp", n.data)
+			return d.DialContext(ctx, "tcp", addr)
 		},
 		Token:    [32]byte(s.GetToken()),
 		Patience: 10 * time.Second,

@@ -41,17 +41,21 @@ type manager struct {
 	queue    []*waiter                  // in the order of their turns
 	obits    map[tokenHash]error        // why late callers are fenced
 	buried   []tokenHash                // in obits, oldest first
-	counts   Counts
-	ends     sync.WaitGroup // sessions that are ending; not added to once stopped
+	counts   Stats                      // without its first fields
+	ends     sync.WaitGroup             // sessions that are ending; not added to once stopped
 }
 
-// Counts count since the node started.
-type Counts struct {
-	Granted uint64 // leases
-	Expired uint64
-	Stolen  uint64
-	Closed  uint64 // by their holders
-	Ended   uint64 // by an operator
+// Stats are what a node has, and what it counted since it started.
+type Stats struct {
+	Sessions int // that hold a lease
+	Waiting  int // callers, for a lease
+
+	Granted   uint64 // leases; those that the restart found are not counted
+	KeptAlive uint64 // times
+	Expired   uint64 // leases, by what ended them
+	Stolen    uint64
+	Closed    uint64 // by their holders
+	Ended     uint64 // by an operator
 }
 
 func newManager(st store, log *slog.Logger) *manager {
@@ -98,7 +102,8 @@ func newSession(l memnode.Lease) *session {
 // begin makes a session live. mu is held.
 func (m *manager) begin(s *session) {
 	s.state = live
-	s.kept = time.Now()
+	s.last = time.Now()
+	s.deadline = s.last.Add(s.lease.Timeout)
 	m.tokens[tokenHash(s.lease.TokenHash)] = s
 	s.timer = time.AfterFunc(s.lease.Timeout, func() { m.expire(s) })
 }
@@ -107,15 +112,30 @@ func (m *manager) begin(s *session) {
 func (m *manager) expire(s *session) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if s.state != live || m.stopped {
+	if s.state != live || m.stopped || m.overdue(s) {
 		return
 	}
-	if left := time.Until(s.deadline()); left > 0 {
-		s.timer.Reset(left)
-		return
+	s.timer.Reset(time.Until(s.deadline))
+}
+
+// overdue ends a live session whose lease has run out, and tells so.
+//
+// When that is noticed late, the node itself was paused, and keep-alives may wait in
+// its sockets. Their senders get as much time as the node was late, once. mu is held.
+func (m *manager) overdue(s *session) bool {
+	late := time.Since(s.deadline)
+	if late < 0 {
+		return false
+	}
+	if late > s.lease.Timeout/8 && !s.spared {
+		s.spared = true
+		s.deadline = time.Now().Add(min(late, s.lease.Timeout))
+		m.log.Warn("the node was paused; a lease lasts longer", "share", s.req.name, "holder", s.lease.Holder, "late", late)
+		return false
 	}
 	m.counts.Expired++
 	m.end(s, fmt.Sprintf("it was not kept alive for %v", s.lease.Timeout))
+	return true
 }
 
 // end begins to end a live session; gone is closed at the end. mu is held.
@@ -169,7 +189,10 @@ func (m *manager) keepAlive(id sessionID, t token) error {
 	if err != nil {
 		return err
 	}
-	s.kept = time.Now()
+	m.counts.KeptAlive++
+	s.last = time.Now()
+	s.deadline = s.last.Add(s.lease.Timeout)
+	s.spared = false
 	s.timer.Reset(s.lease.Timeout)
 	return nil
 }
@@ -207,11 +230,7 @@ func (m *manager) findToken(t token) (*session, error) {
 		return nil, fenced("no such session; the memory node may have restarted since it ended")
 	}
 	// The timer may be late.
-	if s.state == live && time.Until(s.deadline()) <= 0 {
-		m.counts.Expired++
-		m.end(s, fmt.Sprintf("it was not kept alive for %v", s.lease.Timeout))
-	}
-	if s.state != live {
+	if s.state != live || !m.stopped && m.overdue(s) {
 		return nil, s.why
 	}
 	return s, nil
@@ -300,8 +319,16 @@ func (m *manager) holdings() map[namespace.Ino]holding {
 	out := make(map[namespace.Ino]holding)
 	for share, s := range m.sessions {
 		if s.state == live || s.state == ending {
-			out[share] = holding{s.lease, s.req.identity, time.Since(s.kept)}
+			out[share] = holding{s.lease, s.req.identity, time.Since(s.last)}
 		}
 	}
 	return out
+}
+
+func (m *manager) stats() Stats {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	st := m.counts
+	st.Sessions, st.Waiting = len(m.tokens), len(m.queue)
+	return st
 }

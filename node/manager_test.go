@@ -60,6 +60,40 @@ func TestLateKeepAlive(t *testing.T) {
 	})
 }
 
+// A node that was paused itself gives those who may have knocked meanwhile as much
+// time as it was late, but only once.
+func TestPausedNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := start(t, newFakeStore(t))
+		defer m.stop()
+		a, b := mustOpen(t, m, request(2, "a")), mustOpen(t, m, request(3, "b"))
+		a.timer.Stop()
+		b.timer.Stop()
+		time.Sleep(15 * time.Second)
+		m.expire(a)
+		m.expire(b)
+		time.Sleep(5*time.Second - time.Nanosecond)
+		if err := m.keepAlive(a.id(), a.token); err != nil {
+			t.Errorf("who knocks after the pause: %v", err)
+		}
+		if _, err := m.session(b.id(), b.token); err != nil {
+			t.Errorf("within the respite: %v", err)
+		}
+		b.timer.Stop()
+		time.Sleep(5 * time.Second)
+		wantFenced(t, m, b) // late again, but no respite
+		a.timer.Stop()
+		time.Sleep(time.Hour)
+		m.expire(a)
+		time.Sleep(10 * time.Second) // no longer than the lease
+		synctest.Wait()
+		wantFenced(t, m, a)
+		if st := m.stats(); st.Granted != 2 || st.Expired != 2 || st.KeptAlive != 1 || st.Sessions != 0 {
+			t.Errorf("stats: got %+v", st)
+		}
+	})
+}
+
 // Nobody gets a session with another token, or another's number.
 func TestForeignTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -99,7 +133,7 @@ func TestPausedHolder(t *testing.T) {
 		m := start(t, st)
 		defer m.stop()
 		a := mustOpen(t, m, request(2, "a"))
-		data, err := (dataSessions{m}).Session(a.token)
+		data, err := (dataSessions{manager: m}).Session(a.token)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -270,7 +304,7 @@ func TestRestart(t *testing.T) {
 		if err := m.keepAlive(a.id(), a.token); err != nil {
 			t.Fatal(err)
 		}
-		data, err := (dataSessions{m}).Session(r.token)
+		data, err := (dataSessions{manager: m}).Session(r.token)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -61,7 +61,9 @@ type Config struct {
 	// Lease is how long a lease lasts if its holder does not say; 0 is
 	// DefaultLease.
 	Lease   time.Duration
-	Version string       // of the program
+	Version string // of the program
+	// Flushed is told how long each flush of a data connection took; nil: nobody is.
+	Flushed func(time.Duration)
 	Log     *slog.Logger // nil discards
 }
 
@@ -98,7 +100,7 @@ func NewServer(cfg Config) *Server {
 // When it returns nil, no call uses the pool any more, and what was written is
 // flushed.
 func (s *Server) Run(ctx context.Context, control, data net.Listener) error {
-	if err := s.sessions.restore(ctx); err != nil {
+	if err := s.sessions.restore(context.WithoutCancel(ctx)); err != nil {
 		return errors.Join(err, control.Close(), data.Close())
 	}
 	s.dataPort = portOf(data.Addr())
@@ -115,7 +117,7 @@ func (s *Server) Run(ctx context.Context, control, data net.Listener) error {
 	moved := make(chan error, 1)
 	go func() {
 		defer cancel()
-		moved <- tcp.Serve(ctx, data, dataSessions{s.sessions}, tcp.ServerConfig{Log: s.log})
+		moved <- tcp.Serve(ctx, data, dataSessions{s.sessions, s.cfg.Flushed}, tcp.ServerConfig{Log: s.log})
 	}()
 	var err error
 	select {
@@ -134,6 +136,9 @@ func (s *Server) Run(ctx context.Context, control, data net.Listener) error {
 	// What was acknowledged is flushed; this is for the rest.
 	return errors.Join(err, s.cfg.Pool.Flush())
 }
+
+// Stats tells of the sessions.
+func (s *Server) Stats() Stats { return s.sessions.stats() }
 
 func (s *Server) newGRPC() *grpc.Server {
 	creds := insecure.NewCredentials()

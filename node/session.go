@@ -74,14 +74,14 @@ type session struct {
 	gone    chan struct{} // closed when it is over
 
 	// Guarded by manager.mu.
-	state state
-	thief string    // who wants the lease as soon as it was granted; empty: nobody
-	kept  time.Time // last KeepAlive
-	timer *time.Timer
-	why   error // set when the session begins to end; matches rdmacache.ErrFenced
+	state    state
+	thief    string    // who wants the lease as soon as it was granted; empty: nobody
+	last     time.Time // KeepAlive, or the start
+	deadline time.Time
+	spared   bool // the deadline was put off since
+	timer    *time.Timer
+	why      error // set when the session begins to end; matches rdmacache.ErrFenced
 }
-
-func (s *session) deadline() time.Time { return s.kept.Add(s.lease.Timeout) }
 
 // conflict tells whether two shares cannot be leased at a time: the pool contains
 // every share.

@@ -3,10 +3,12 @@ package remote_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"testing"
 	"time"
 
+	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/rdmacache/conntest"
@@ -110,16 +112,23 @@ func TestWritesBeforeReturn(t *testing.T) {
 	if err := p.Conn().Flush(ctx); err != nil {
 		t.Fatalf("a late write ended the data path: %v", err)
 	}
-	for s := g.Runs[0].Start + 10; s < g.Runs[0].Start+100; s++ {
-		if err := p.Conn().Write(ctx, page, s.Offset()); err != nil {
+	for i := range 20 {
+		f := mustCreate(t, p, fmt.Sprint(i), fileInode())
+		g, err := p.Grant(ctx, region.ID(f.Ino), 100, 100)
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	if _, err := p.Unlink(ctx, 1, "f"); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := p.Reap(ctx, f.Ino); err != nil {
-		t.Fatal(err)
+		if _, err := p.Unlink(ctx, namespace.Root, fmt.Sprint(i)); err != nil {
+			t.Fatal(err)
+		}
+		for s := g.Runs[0].Start + 10; s < g.Runs[0].End(); s++ {
+			if err := p.Conn().Write(ctx, page, s.Offset()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := p.Reap(ctx, f.Ino); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := p.Conn().Flush(ctx); err != nil {
 		t.Fatalf("a late write ended the data path: %v", err)

@@ -22,16 +22,22 @@ type inodeCache struct {
 	changing int    // begun, not ended
 }
 
-// get returns an inode that is remembered. Otherwise it returns what put needs to
-// know if it is now read.
-func (c *inodeCache) get(ino namespace.Ino) (n namespace.Inode, ok bool, at uint64) {
+// get returns an inode that is remembered.
+func (c *inodeCache) get(ino namespace.Ino) (n namespace.Inode, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n, ok = c.inodes[ino]
-	return n, ok, c.changes
+	return n, ok
 }
 
-// put remembers an inode that was asked for at at.
+// now returns what put needs to know of an inode that is about to be read.
+func (c *inodeCache) now() (at uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.changes
+}
+
+// put remembers an inode that was asked for at that time.
 func (c *inodeCache) put(n namespace.Inode, at uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

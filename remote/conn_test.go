@@ -54,7 +54,7 @@ func TestConn(t *testing.T) {
 	n := newNode(t, 10*time.Second)
 	conntest.Run(t, *remote.Seed, func(t *testing.T, s *conntest.Store) rdmacache.Conn {
 		n := *n
-		n.T = t
+		n.TB = t
 		address := serveStore(t, s) // its cleanup comes after the session's
 		way := n.path()
 		way.data.target = address

@@ -23,7 +23,7 @@ const (
 
 // Lookup implements namespace.Directory.
 func (p *Pool) Lookup(ctx context.Context, parent namespace.Ino, name string) (namespace.Inode, error) {
-	_, _, at := p.inodes.get(0)
+	at := p.inodes.now()
 	resp, err := ask(ctx, p, p.node.Lookup, &nodepb.LookupRequest{Parent: uint64(parent), Name: []byte(name)})
 	if err != nil {
 		return namespace.Inode{}, err
@@ -51,10 +51,10 @@ func (p *Pool) Inode(ctx context.Context, ino namespace.Ino) (namespace.Inode, e
 	if err := p.check(); err != nil {
 		return namespace.Inode{}, err
 	}
-	n, ok, at := p.inodes.get(ino)
-	if ok {
+	if n, ok := p.inodes.get(ino); ok {
 		return n, nil
 	}
+	at := p.inodes.now()
 	n, err := p.stored(ctx, ino)
 	if err == nil {
 		p.inodes.put(n, at)

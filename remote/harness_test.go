@@ -2,6 +2,7 @@ package remote_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"path/filepath"
@@ -21,9 +22,10 @@ const patience = 20 * time.Second
 
 // A memoryNode is a node.Server on a pool directory that survives it.
 type memoryNode struct {
-	*testing.T
+	testing.TB
 	dir           string
 	lease         time.Duration
+	tls           *tls.Config
 	control, data string // addresses, the same after each start
 
 	pool *memnode.Pool // while it runs
@@ -31,20 +33,27 @@ type memoryNode struct {
 }
 
 // newNode starts a memory node on a new pool.
-func newNode(t *testing.T, lease time.Duration) *memoryNode {
+func newNode(t testing.TB, lease time.Duration) *memoryNode {
 	t.Helper()
-	dir := filepath.Join(t.TempDir(), "pool")
-	if err := memnode.Create(dir, memnode.CreateOptions{SizeBytes: 64 << 20}); err != nil {
-		t.Fatal(err)
+	n := &memoryNode{TB: t, lease: lease}
+	n.create()
+	return n
+}
+
+// create makes the pool and starts the memory node.
+func (n *memoryNode) create() {
+	n.Helper()
+	n.dir = filepath.Join(n.TempDir(), "pool")
+	if err := memnode.Create(n.dir, memnode.CreateOptions{SizeBytes: 64 << 20}); err != nil {
+		n.Fatal(err)
 	}
-	n := &memoryNode{T: t, dir: dir, lease: lease, control: "127.0.0.1:0", data: "127.0.0.1:0"}
+	n.control, n.data = "127.0.0.1:0", "127.0.0.1:0"
 	n.start()
-	t.Cleanup(func() {
+	n.Cleanup(func() {
 		if n.stop != nil {
 			n.stop()
 		}
 	})
-	return n
 }
 
 func (n *memoryNode) start() {
@@ -56,7 +65,7 @@ func (n *memoryNode) start() {
 	control, data := n.listen(&n.control), n.listen(&n.data)
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
-	server := node.NewServer(node.Config{Pool: pool, Lease: n.lease})
+	server := node.NewServer(node.Config{Pool: pool, Lease: n.lease, TLS: n.tls})
 	go func() { done <- server.Run(ctx, control, data) }()
 	n.pool = pool
 	n.stop = func() {
@@ -99,7 +108,7 @@ func (n *memoryNode) path() path {
 		if err != nil {
 			n.Fatal(err)
 		}
-		return newProxy(n.T, net.JoinHostPort("127.0.0.2", port), address)
+		return newProxy(n.TB, net.JoinHostPort("127.0.0.2", port), address)
 	}
 	return path{at(n.control), at(n.data)}
 }

@@ -30,7 +30,7 @@ func fileInode() namespace.Inode {
 
 func dirInode() namespace.Inode { return namespace.Inode{Mode: unix.S_IFDIR | 0o755} }
 
-func mustCreate(t *testing.T, p volume.Pool, name string, n namespace.Inode) namespace.Inode {
+func mustCreate(t testing.TB, p volume.Pool, name string, n namespace.Inode) namespace.Inode {
 	t.Helper()
 	made, err := p.Create(ctx, namespace.Root, name, n)
 	if err != nil {

@@ -32,7 +32,7 @@ type proxy struct {
 	wg      sync.WaitGroup
 }
 
-func newProxy(t *testing.T, listen, target string) *proxy {
+func newProxy(t testing.TB, listen, target string) *proxy {
 	t.Helper()
 	l, err := net.Listen("tcp", listen)
 	if err != nil {

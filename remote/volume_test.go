@@ -21,7 +21,7 @@ type mounted struct {
 	stop func()
 }
 
-func mountOver(t *testing.T, p *remote.Pool) *mounted {
+func mountOver(t testing.TB, p *remote.Pool) *mounted {
 	t.Helper()
 	v := volume.New(volume.Config{Pool: p, Conn: p.Conn()})
 	ctx, cancel := context.WithCancel(ctx)

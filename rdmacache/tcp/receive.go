@@ -69,7 +69,7 @@ func (r *receiver) next() (h header, data []byte, err error) {
 			}
 		}
 	}
-	return h, b[headerSize:], verify(b, b[headerSize:])
+	return h, b[headerSize:], h.verify(b[headerSize:])
 }
 
 // release gives up what next returned last.

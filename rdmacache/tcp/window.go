@@ -43,8 +43,8 @@ func (w *write) free() { freeWrites[w.class].Put(w) }
 
 // message is the WRITE with this sequence.
 func (w *write) message(sequence uint64) []byte {
-	h := header{kind: kindWrite, length: uint32(w.n), sequence: sequence, offset: w.off}
-	h.encodeSum(w.buf, w.crc)
+	h := header{kind: kindWrite, length: uint32(w.n), sequence: sequence, offset: w.off, sum: w.crc}
+	h.encodeSum(w.buf)
 	return w.buf[:headerSize+w.n]
 }
 

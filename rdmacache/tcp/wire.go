@@ -57,14 +57,15 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 //	 4  4  length in bytes: of the data or text that follows; in a READ, what it asks for
 //	 8  8  sequence
 //	16  8  offset in bytes
-//	24  4  reserved, zero
-//	28  4  CRC-32C of what follows and then of bytes 0-27
+//	24  4  CRC-32C of what follows
+//	28  4  CRC-32C of bytes 0-27
 type header struct {
 	kind     kind
 	code     code
 	length   uint32
 	sequence uint64
 	offset   int64
+	sum      uint32 // of what follows
 }
 
 // follows is the number of bytes that come after the header.
@@ -76,36 +77,37 @@ func (h *header) follows() int {
 }
 
 // encode puts the header of a message that goes on with data into b.
-func (h *header) encode(b, data []byte) { h.encodeSum(b, crc32.Checksum(data, castagnoli)) }
+func (h *header) encode(b, data []byte) {
+	h.sum = crc32.Checksum(data, castagnoli)
+	h.encodeSum(b)
+}
 
-// encodeSum is encode for data with this CRC-32C.
-func (h *header) encodeSum(b []byte, crc uint32) {
+// encodeSum is encode where sum is known.
+func (h *header) encodeSum(b []byte) {
 	_ = b[headerSize-1]
 	binary.LittleEndian.PutUint16(b[0:], uint16(h.kind))
 	binary.LittleEndian.PutUint16(b[2:], uint16(h.code))
 	binary.LittleEndian.PutUint32(b[4:], h.length)
 	binary.LittleEndian.PutUint64(b[8:], h.sequence)
 	binary.LittleEndian.PutUint64(b[16:], uint64(h.offset))
-	binary.LittleEndian.PutUint32(b[24:], 0)
-	binary.LittleEndian.PutUint32(b[28:], seal(crc, b))
+	binary.LittleEndian.PutUint32(b[24:], h.sum)
+	binary.LittleEndian.PutUint32(b[28:], crc32.Checksum(b[:28], castagnoli))
 }
 
-func checksum(head, data []byte) uint32 {
-	return seal(crc32.Checksum(data, castagnoli), head)
-}
-
-// seal adds a header to the CRC-32C of what follows it.
-func seal(crc uint32, head []byte) uint32 { return crc32.Update(crc, castagnoli, head[:28]) }
-
-// decode reads a header. What follows is still to be checked, with verify; the
-// length is within bounds.
+// decode reads a header. Its length is within bounds; what follows is still to be
+// checked, with verify.
 func (h *header) decode(b []byte) error {
 	_ = b[headerSize-1]
+	// First, so that nobody waits for a length that was damaged.
+	if binary.LittleEndian.Uint32(b[28:]) != crc32.Checksum(b[:28], castagnoli) {
+		return errCorrupt
+	}
 	n := header{
 		kind:     kind(binary.LittleEndian.Uint16(b[0:])),
 		code:     code(binary.LittleEndian.Uint16(b[2:])),
 		length:   binary.LittleEndian.Uint32(b[4:]),
 		sequence: binary.LittleEndian.Uint64(b[8:]),
+		sum:      binary.LittleEndian.Uint32(b[24:]),
 	}
 	off := binary.LittleEndian.Uint64(b[16:])
 	limit := uint32(0)
@@ -126,17 +128,15 @@ func (h *header) decode(b []byte) error {
 		return fmt.Errorf("%w: offset %d", errProtocol, off)
 	case (n.kind == kindError) != (n.code != codeOK), n.kind == kindAlive && n.sequence != 0:
 		return fmt.Errorf("%w: message of kind %d with code %d, sequence %d", errProtocol, n.kind, n.code, n.sequence)
-	case binary.LittleEndian.Uint32(b[24:]) != 0:
-		return fmt.Errorf("%w: reserved bytes", errProtocol)
 	}
 	n.offset = int64(off)
 	*h = n
 	return nil
 }
 
-// verify compares a message's checksum.
-func verify(b, data []byte) error {
-	if binary.LittleEndian.Uint32(b[28:]) != checksum(b, data) {
+// verify compares the checksum of what follows.
+func (h *header) verify(data []byte) error {
+	if h.sum != crc32.Checksum(data, castagnoli) {
 		return errCorrupt
 	}
 	return nil

@@ -112,6 +112,9 @@ func TestRepeatedWhileUnderWay(t *testing.T) {
 // refused, not done again.
 func TestAnswersAreBounded(t *testing.T) {
 	var a answers
+	if _, repeated, err := a.find(4*nodepb.Remembered, "m"); err != nil || repeated { // and stays under way
+		t.Fatal(repeated, err)
+	}
 	answer := func(size int) func() (proto.Message, error) {
 		return func() (proto.Message, error) { return &nodepb.XattrResponse{Value: make([]byte, size)}, nil }
 	}
@@ -123,11 +126,14 @@ func TestAnswersAreBounded(t *testing.T) {
 	if len(a.byID) != nodepb.Remembered || len(a.order) != nodepb.Remembered {
 		t.Errorf("%d answers in %d places are kept", len(a.byID), len(a.order))
 	}
+	if _, repeated, err := a.find(4*nodepb.Remembered, "m"); err != nil || !repeated {
+		t.Errorf("what is under way was forgotten: %v", err)
+	}
 	again := func() (proto.Message, error) { return nil, fmt.Errorf("done again") }
-	if _, err := a.do(t.Context(), 2*nodepb.Remembered+1, "m", again); err != nil {
+	if _, err := a.do(t.Context(), 2*nodepb.Remembered+2, "m", again); err != nil {
 		t.Errorf("the oldest that is kept: %v", err)
 	}
-	if _, err := a.do(t.Context(), 2*nodepb.Remembered, "m", again); !errors.Is(err, errInvalid) {
+	if _, err := a.do(t.Context(), 2*nodepb.Remembered+1, "m", again); !errors.Is(err, errInvalid) {
 		t.Errorf("the newest that is forgotten: %v", err)
 	}
 	for id := uint64(10_000); id < 10_010; id++ {

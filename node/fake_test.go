@@ -27,6 +27,7 @@ type fakeStore struct {
 	leases     map[namespace.Ino]memnode.Lease
 	fences     map[namespace.Ino]*fakeFence
 	failGrant  error    // of the next GrantLease
+	failOpen   error    // of the next open
 	slow       chan int // if not nil, GrantLease waits for it
 	events     []string
 }
@@ -84,6 +85,10 @@ func (f *fakeStore) Leases(context.Context) (leases []memnode.Lease, err error) 
 func (f *fakeStore) open(_ context.Context, share namespace.Ino) (*memnode.View, fence, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if err := f.failOpen; err != nil {
+		f.failOpen = nil
+		return nil, nil, err
+	}
 	f.fences[share] = &fakeFence{gate: make(chan struct{}, 1), ended: make(chan struct{})}
 	return nil, f.fences[share], nil
 }

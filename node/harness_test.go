@@ -74,6 +74,10 @@ func (n *testNode) start() {
 func (n *testNode) listen(addr *string) net.Listener {
 	n.t.Helper()
 	l, err := net.Listen("tcp", *addr)
+	// A client that dialled while nobody listened may have got the port itself.
+	for deadline := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(deadline); l, err = net.Listen("tcp", *addr) {
+		time.Sleep(10 * time.Millisecond)
+	}
 	if err != nil {
 		n.t.Fatal(err)
 	}

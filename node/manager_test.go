@@ -279,6 +279,13 @@ func TestFailedGrant(t *testing.T) {
 		if _, err := m.open(t.Context(), request(2, "a")); !errors.Is(err, broken) {
 			t.Errorf("got %v", err)
 		}
+		st.failOpen = broken
+		if _, err := m.open(t.Context(), request(2, "a")); !errors.Is(err, broken) {
+			t.Errorf("got %v", err)
+		}
+		if len(st.leases) != 0 {
+			t.Errorf("recorded for nobody: %v", st.leases)
+		}
 		mustOpen(t, m, request(2, "b"))
 	})
 }
@@ -320,6 +327,83 @@ func TestRestart(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// A recorded lease lasts no shorter or longer than any other.
+func TestRestoreOddLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := newFakeStore(t)
+		for share, timeout := range map[namespace.Ino]time.Duration{2: 1, 3: 1 << 62} {
+			st.leases[share] = memnode.Lease{Share: share, TokenHash: token{byte(share)}.hash(), Timeout: timeout}
+		}
+		m := start(t, st)
+		defer m.stop()
+		time.Sleep(MinLease / 2)
+		if h := m.holdings(); len(h) != 2 {
+			t.Errorf("held: %v", h)
+		}
+		time.Sleep(MaxLease)
+		synctest.Wait()
+		if h := m.holdings(); len(h) != 0 {
+			t.Errorf("held: %v", h)
+		}
+	})
+}
+
+// A lease that is granted while the node stops is nobody's.
+func TestStopWhileOpening(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		st := newFakeStore(t)
+		st.slow = make(chan int)
+		m := start(t, st)
+		done := make(chan error, 1)
+		go func() {
+			_, err := m.open(t.Context(), request(2, "a"))
+			done <- err
+		}()
+		synctest.Wait()
+		m.stop()
+		close(st.slow)
+		if err := <-done; !errors.Is(err, errStopping) {
+			t.Errorf("got %v", err)
+		}
+		if len(st.leases) != 0 {
+			t.Errorf("recorded: %v", st.leases)
+		}
+	})
+}
+
+// A turn that comes at the moment when its caller leaves is passed on.
+func TestTurnOfNobody(t *testing.T) {
+	m := start(t, newFakeStore(t))
+	defer m.stop()
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	left := 0
+	for range 64 { // await finds both, and takes either
+		req := request(2, "a")
+		_, w, err := m.enqueue(&req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := m.await(gone, w)
+		if err == nil {
+			if err := m.grant(t.Context(), s); err != nil {
+				t.Fatal(err)
+			}
+			if err := m.close(t.Context(), s.id(), s.token); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		left++
+		if len(m.sessions) != 0 {
+			t.Fatal("the turn is lost")
+		}
+	}
+	if left == 0 {
+		t.Error("nobody left")
+	}
 }
 
 // A request whose answer was lost is answered again, also while it waits.

@@ -248,6 +248,7 @@ func (m *manager) grant(ctx context.Context, s *session) error {
 	}
 	m.mu.Unlock()
 	if err == nil {
+		s.fence.End()
 		m.forget(ctx, l) // nobody will ever know its token
 		err = errStopping
 	}

@@ -3,11 +3,16 @@ package node
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"go.etcd.io/bbolt"
 
 	"github.com/rpmemfs/rpmemfs/control/controlpb"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
@@ -296,6 +301,52 @@ func TestNodeRestarts(t *testing.T) {
 	}
 	_, err := n.tryOpen(s.node, &nodepb.OpenRequest{Share: "a"})
 	wantReason(t, "open by another", err, controlpb.Reason_REASON_LEASED)
+}
+
+// Who has the whole pool is told what is wrong with it; who has a share, that
+// something is.
+func TestCheckFindsDamage(t *testing.T) {
+	n := newNode(t, Config{})
+	s := n.open(&nodepb.OpenRequest{Share: "a", Create: true})
+	ino := n.file(s, "secret")
+	n.stop()
+	db, err := bbolt.Open(filepath.Join(n.dir, "meta.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte("inodes")).Delete(binary.BigEndian.AppendUint64(nil, ino))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+	problems := func(s *testSession) (all []string) {
+		t.Helper()
+		check, err := s.node.Check(s.ctx, &nodepb.CheckRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for {
+			m, err := check.Recv()
+			if errors.Is(err, io.EOF) {
+				return all
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, m.GetProblem())
+		}
+	}
+	if got := problems(s); len(got) != 1 || !strings.Contains(got[0], "operator") {
+		t.Errorf("of a share: %q", got)
+	}
+	if _, err := s.node.Close(s.ctx, &nodepb.CloseRequest{Session: s.GetSession(), Token: s.GetToken()}); err != nil {
+		t.Fatal(err)
+	}
+	if got := problems(n.open(&nodepb.OpenRequest{})); len(got) == 0 || !strings.Contains(strings.Join(got, "\n"), fmt.Sprint(ino)) {
+		t.Errorf("of the pool: %q", got)
+	}
 }
 
 // A node that stops lets nobody wait for it.

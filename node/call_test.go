@@ -1,0 +1,71 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+
+	"google.golang.org/grpc/metadata"
+
+	"github.com/rpmemfs/rpmemfs/node/nodepb"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+)
+
+// A change outlives its caller's connection, so that the repetition finds it done;
+// nothing outlives the session.
+func TestCallsUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := NewServer(Config{})
+		srv.sessions = start(t, newFakeStore(t))
+		defer srv.sessions.stop()
+		s := mustOpen(t, srv.sessions, request(2, "a"))
+		id, secret := s.id(), s.token
+		incoming := metadata.NewIncomingContext(t.Context(), metadata.Pairs(nodepb.SessionKey, string(id[:]), nodepb.TokenKey, string(secret[:])))
+
+		finish := make(chan struct{})
+		handle := func(ctx context.Context, _ any) (any, error) {
+			select {
+			case <-finish:
+				return &nodepb.ReapResponse{Heir: 7}, nil
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}
+		call := func(ctx context.Context, req any, method string) <-chan error {
+			done := make(chan error, 1)
+			go func() {
+				_, err := srv.call(ctx, req, method, handle)
+				done <- err
+			}()
+			synctest.Wait()
+			return done
+		}
+		change := &nodepb.ReapRequest{RequestId: 1}
+		ctx, disconnect := context.WithCancel(incoming)
+		first := call(ctx, change, nodepb.Node_Reap_FullMethodName)
+		look := call(ctx, &nodepb.UsageRequest{}, nodepb.Node_Usage_FullMethodName)
+		disconnect()
+		if err := <-look; !errors.Is(err, context.Canceled) {
+			t.Errorf("a look whose caller has gone: got %v", err)
+		}
+		again := call(incoming, change, nodepb.Node_Reap_FullMethodName)
+		close(finish)
+		if err := errors.Join(<-first, <-again); err != nil {
+			t.Errorf("a change whose caller has gone: %v", err)
+		}
+
+		finish = make(chan struct{})
+		change = &nodepb.ReapRequest{RequestId: 2}
+		first = call(incoming, change, nodepb.Node_Reap_FullMethodName)
+		look = call(incoming, &nodepb.UsageRequest{}, nodepb.Node_Usage_FullMethodName)
+		if err := srv.sessions.close(t.Context(), id, secret); err != nil {
+			t.Fatal(err)
+		}
+		for what, done := range map[string]<-chan error{"change": first, "look": look} {
+			if err := <-done; !errors.Is(err, rdmacache.ErrFenced) {
+				t.Errorf("%s when the session ends: got %v", what, err)
+			}
+		}
+	})
+}

@@ -54,10 +54,11 @@ $(BIN)/%: %.c $(C_LIB)
 	$(CC) $(CSTD) $(CFLAGS) -Ilibrpmemfs -o $@ $< $(C_LIB) $(LDLIBS) -lpthread -lm
 
 .PHONY: demo
-demo: ## banks that are killed twenty times and never lose a coin
+demo: ## banks that are killed twenty times, lose their machines, and never a coin
 	@tests/install.sh fuse
 	$(MAKE) --no-print-directory build c
 	examples/demo.sh $(BIN)
+	examples/demo_nodes.sh $(BIN)
 
 .PHONY: install-deps
 install-deps:
@@ -66,6 +67,11 @@ install-deps:
 .PHONY: test
 test: install-deps testc ## everything this machine can run, in minutes
 	$(GO) test -timeout 20m ./...
+	@echo "== programs over a memory node"
+	$(GO) test -timeout 20m ./tests -node -rounds 4 -run '$(NODE_TESTS)'
+
+# What is run once more with a memory node in place of a pool of its own.
+NODE_TESTS := SQLite|LMDB|Bolt|Fsx|Fio|Posix|Memcached|Python|Kill|Threads|TestExact$$|TestClient
 
 # The C library's own tests, and again under the sanitizers.
 .PHONY: testc

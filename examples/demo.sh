@@ -8,48 +8,19 @@
 #				(make demo)
 set -euo pipefail
 
-bin=$(cd "${1:?usage: demo.sh BIN}" && pwd)
-work=$(mktemp -d "${TMPDIR:-/var/tmp}/rpmemfs-demo-XXXXXX")
+# shellcheck source=lib.sh
+source "$(dirname "$0")/lib.sh"
 pool=$work/pool mnt=$work/mnt book=$work/mnt/bank clerks=$work/mnt/clerks
 accounts=65536 rounds=10
 daemon= program=
 mkdir "$mnt"
 
-if [[ -t 1 ]]; then
-	bold=$'\e[1m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'
-else
-	bold='' green='' red='' plain=''
-fi
-
-say() { printf '%s\n' "$*"; }
-title() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
-show() { printf '  $ %s\n' "$*"; }
-fail() {
-	printf '%sFAILED: %s%s\n' "$red" "$*" "$plain" >&2
-	[[ -s $work/daemon.log ]] && tail -n 5 "$work/daemon.log" >&2
-	exit 1
-}
-
-# slay ends processes that this script started, without the shell's own remarks.
-slay() {
-	{ kill -KILL "$@" && wait "$@"; } 2>/dev/null || true
-}
-
 tidy() {
 	local status=$?
 	trap - EXIT INT TERM
 	[[ -z $program ]] || slay "$program"
-	if [[ -n $daemon ]]; then
-		kill -TERM "$daemon" 2>/dev/null || true
-		for _ in {1..100}; do
-			kill -0 "$daemon" 2>/dev/null || break
-			sleep 0.1
-		done
-		slay "$daemon"
-	fi
-	if grep -q " $mnt fuse" /proc/self/mounts; then
-		umount -l "$mnt" 2>/dev/null || fusermount3 -uz "$mnt" || true
-	fi
+	[[ -z $daemon ]] || dismiss "$daemon"
+	unmount_left "$mnt"
 	rm -rf "$work"
 	exit "$status"
 }
@@ -62,12 +33,7 @@ start_mount() {
 	"$bin/rpmemfs" mount --pool "$pool" --size 256MiB "$mnt" \
 		>"$work/mount.out" 2>>"$work/daemon.log" &
 	daemon=$!
-	for _ in {1..500}; do
-		grep -q '^mounted' "$work/mount.out" && return
-		kill -0 "$daemon" 2>/dev/null || fail "the mount did not come up"
-		sleep 0.02
-	done
-	fail "the mount did not come up in 10 s"
+	await mounted "$work/mount.out" "$daemon"
 }
 
 # settled waits until the daemon has heard that the program that had the file $1
@@ -104,18 +70,6 @@ strike() {
 	esac
 	program=
 }
-
-# working waits until the program has written $1 lines.
-working() {
-	for _ in {1..500}; do
-		(($(wc -l <"$work/acked") >= $1)) && return
-		kill -0 "$program" 2>/dev/null || fail "the program ended"
-		sleep 0.02
-	done
-	fail "the program did nothing for 10 s"
-}
-
-thousands() { LC_ALL=C sed -E ':a; s/([0-9])([0-9]{3})($|[^0-9])/\1,\2\3/; ta' <<<"$1"; }
 
 title "1. A file system whose files are failure-atomic memory"
 show "rpmemfs mount --pool POOL MNT"

@@ -6,7 +6,7 @@
 #	tests/install.sh fuse | all
 set -u
 
-want=(fuse3:fusermount3)
+want=(fuse3:fusermount3 iproute2:ip)
 if [[ ${1:-all} == all ]]; then
 	want+=(
 		sqlite3:sqlite3
@@ -18,7 +18,6 @@ if [[ ${1:-all} == all ]]; then
 		python3-numpy:/usr/lib/python3/dist-packages/numpy
 		attr:setfattr
 		util-linux:setpriv
-		iproute2:ip
 		spin:spin
 		memcached:memcached
 		libpmemobj-dev:/usr/include/libpmemobj.h

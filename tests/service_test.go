@@ -92,17 +92,21 @@ func TestInterrupt(t *testing.T) {
 
 // The demo that the README shows runs, and its numbers are as promised.
 func TestDemo(t *testing.T) {
-	t.Parallel()
 	need(t, "/dev/fuse", "bash", "make")
 	bank := cProgram(t, "bank")
 	if _, err := threadsProgram(); err != nil { // built beside it
 		t.Fatal(err)
 	}
 	tool(t, "rpmemfs") // built beside it
-	cmd := exec.Command("../examples/demo.sh", filepath.Dir(bank))
-	cmd.Env = append(os.Environ(), "TMPDIR="+fastDir(t))
-	out := startCommand(t, cmd, nil).mustFinish(2 * patience)
-	if got, want := strings.Count(out, " exact"), 21; got != want {
-		t.Errorf("the demo was exact %d times, want %d:\n%s", got, want, out)
+	for script, want := range map[string]int{"demo.sh": 21, "demo_nodes.sh": 5} {
+		t.Run(script, func(t *testing.T) {
+			t.Parallel()
+			cmd := exec.Command("../examples/"+script, filepath.Dir(bank))
+			cmd.Env = append(os.Environ(), "TMPDIR="+fastDir(t))
+			out := startCommand(t, cmd, nil).mustFinish(2 * patience)
+			if got := strings.Count(out, " exact"); got != want {
+				t.Errorf("the demo was exact %d times, want %d:\n%s", got, want, out)
+			}
+		})
 	}
 }

@@ -84,8 +84,7 @@ func (g Grant) uri() (*url.URL, error) {
 	if !validShare(g.Share) {
 		return nil, fmt.Errorf("%w: share %q", ErrInvalid, g.Share)
 	}
-	// PathEscape leaves what means something else here.
-	u.Opaque = uriPrefix + strings.ReplaceAll(url.PathEscape(g.Share), uriAll, "%2A")
+	u.Opaque = uriPrefix + url.PathEscape(g.Share) // of * too
 	if g.ReadOnly {
 		u.RawQuery = uriRO
 	}

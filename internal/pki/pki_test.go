@@ -61,11 +61,28 @@ func configs(t *testing.T, server, client string) (s, c *tls.Config) {
 	return s, c
 }
 
+// tcpPair returns the ends of a connection. Unlike net.Pipe it takes what nobody reads.
+func tcpPair(t *testing.T) (server, client net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // it has done its work
+	if client, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if server, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return server, client
+}
+
 // shake makes a connection and returns what each end says of it, and the client's
 // identity.
 func shake(t *testing.T, server, client *tls.Config) (id pki.Identity, serverErr, clientErr error) {
 	t.Helper()
-	a, b := net.Pipe()
+	a, b := tcpPair(t)
 	deadline := time.Now().Add(10 * time.Second)
 	_, _ = a.SetDeadline(deadline), b.SetDeadline(deadline)
 	done := make(chan error, 1)
@@ -82,8 +99,8 @@ func shake(t *testing.T, server, client *tls.Config) (id pki.Identity, serverErr
 	s := tls.Server(a, server)
 	if serverErr = s.Handshake(); serverErr == nil {
 		state := s.ConnectionState()
-		if state.Version != tls.VersionTLS13 || len(state.PeerCertificates) == 0 {
-			t.Errorf("got version %x and %d certificates, want TLS 1.3 and the client's", state.Version, len(state.PeerCertificates))
+		if state.Version != tls.VersionTLS13 || state.DidResume || len(state.PeerCertificates) == 0 {
+			t.Errorf("got version %x, resumed %v, %d certificates; want TLS 1.3, anew, and the client's", state.Version, state.DidResume, len(state.PeerCertificates))
 		} else if id, serverErr = pki.IdentityOf(state.PeerCertificates[0]); serverErr == nil {
 			_, serverErr = s.Write([]byte{1})
 		}
@@ -129,6 +146,18 @@ func TestHandshake(t *testing.T) {
 			expect(t, "server", serverErr, tt.serverSays)
 			expect(t, "client", clientErr, tt.clientSays)
 		})
+	}
+}
+
+// A client that comes again is looked at again.
+func TestNoResumption(t *testing.T) {
+	dir := newAuthority(t)
+	s, c := configs(t, dir, dir)
+	c.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	for range 2 {
+		_, serverErr, clientErr := shake(t, s, c)
+		expect(t, "server", serverErr, "")
+		expect(t, "client", clientErr, "")
 	}
 }
 
@@ -237,6 +266,18 @@ func TestReplace(t *testing.T) {
 	if after, err := os.ReadFile(filepath.Join(dir, "compute.key")); err != nil || string(after) != string(before) {
 		t.Errorf("the key was replaced: %v", err)
 	}
+	halfway := filepath.Join(dir, "node.key")
+	if err := os.Remove(halfway); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pki.Issue(dir, pki.Request{Name: "node", Hosts: []string{"node.example"}}); !errors.Is(err, pki.ErrExist) {
+		t.Errorf("certificate without key: got %v, want ErrExist", err)
+	}
+	if _, err := os.Stat(halfway); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a key beside another's certificate: %v", err)
+	}
+	issue(t, dir, pki.Request{Name: "node", Hosts: []string{"node.example"}, Replace: true})
+
 	s, c := configs(t, dir, dir)
 	issue(t, dir, pki.Request{Name: "compute", All: true, Replace: true})
 	if id, serverErr, clientErr := shake(t, s, c); serverErr != nil || clientErr != nil || !id.All {

@@ -93,6 +93,10 @@ func (f *fakeStore) open(_ context.Context, share namespace.Ino) (*memnode.View,
 	return nil, f.fences[share], nil
 }
 
+func (f *fakeStore) names(context.Context) (map[namespace.Ino]string, error) {
+	return map[namespace.Ino]string{2: "two"}, nil
+}
+
 // A fakeFence lets one access in at a time, so that a test can hold one.
 type fakeFence struct {
 	gate  chan struct{} // full while an access is under way

@@ -66,6 +66,7 @@ func TestIdentities(t *testing.T) {
 		{"another's to read", alpha, &nodepb.OpenRequest{Share: "beta", ReadOnly: true}, "beta", ok},
 		{"another's to write", alpha, &nodepb.OpenRequest{Share: "beta"}, "", denied},
 		{"another's by theft", alpha, &nodepb.OpenRequest{Share: "beta", Steal: true}, "", denied},
+		{"another's to read, by theft", alpha, &nodepb.OpenRequest{Share: "beta", ReadOnly: true, Steal: true}, "", denied},
 		{"a common one", alpha, &nodepb.OpenRequest{Share: "common"}, "common", ok},
 		{"a common one, not granted", beta, &nodepb.OpenRequest{Share: "common", ReadOnly: true}, "", denied},
 		{"one that is not there", beta, &nodepb.OpenRequest{Share: "new", Create: true}, "", denied},

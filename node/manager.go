@@ -76,10 +76,14 @@ func (m *manager) restore(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("restore leases: %w", err)
 	}
+	names, err := m.store.names(ctx)
+	if err != nil {
+		return fmt.Errorf("restore leases: %w", err)
+	}
 	for _, l := range leases {
 		l.Timeout = min(max(l.Timeout, MinLease), MaxLease)
 		s := newSession(l)
-		s.req = openRequest{share: l.Share, holder: l.Holder}
+		s.req = openRequest{share: l.Share, name: names[l.Share], holder: l.Holder}
 		close(s.opened)
 		if s.view, s.fence, err = m.store.open(ctx, l.Share); err != nil {
 			return fmt.Errorf("restore the lease of %s: %w", l.Holder, err)

@@ -304,7 +304,8 @@ func TestRestart(t *testing.T) {
 		time.Sleep(time.Hour)
 		m = start(t, st)
 		defer m.stop()
-		if _, err := m.open(t.Context(), request(2, "c")); !errors.Is(err, memnode.ErrLeased) {
+		_, err := m.open(t.Context(), request(2, "c"))
+		if !errors.Is(err, memnode.ErrLeased) || !strings.Contains(err.Error(), `"two": by a`) {
 			t.Errorf("the lease was forgotten: %v", err)
 		}
 		time.Sleep(9 * time.Second)

@@ -113,7 +113,7 @@ func (s *Server) Run(ctx context.Context, control, data net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	served := make(chan error, 1)
-	go func() { served <- g.Serve(control) }()
+	go func() { served <- g.Serve(limit(control, maxConnections)) }()
 	moved := make(chan error, 1)
 	go func() {
 		defer cancel()

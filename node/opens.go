@@ -22,7 +22,8 @@ func (s *Server) Open(ctx context.Context, req *nodepb.OpenRequest) (*nodepb.Ope
 		return nil, err
 	}
 	name := defaultShare(id, req.GetShare())
-	if err := mayOpen(id, name, req.GetReadOnly()); err != nil {
+	// A reader may wait for its turn, but not end a writer's.
+	if err := mayOpen(id, name, req.GetReadOnly() && !req.GetSteal()); err != nil {
 		return nil, err
 	}
 	open := openRequest{

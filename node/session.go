@@ -101,6 +101,7 @@ type store interface {
 	EndLease(ctx context.Context, share namespace.Ino, session [16]byte) error
 	Leases(ctx context.Context) ([]memnode.Lease, error)
 	open(ctx context.Context, share namespace.Ino) (*memnode.View, fence, error)
+	names(ctx context.Context) (map[namespace.Ino]string, error) // of the shares
 }
 
 // poolStore is a pool as a store.
@@ -113,4 +114,13 @@ func (p poolStore) open(ctx context.Context, share namespace.Ino) (*memnode.View
 		return nil, nil, err // not a nil *memnode.Fence in a fence
 	}
 	return v, f, nil
+}
+
+func (p poolStore) names(ctx context.Context) (map[namespace.Ino]string, error) {
+	shares, err := p.Shares(ctx)
+	names := map[namespace.Ino]string{namespace.Root: nodepb.WholePool}
+	for _, s := range shares {
+		names[s.Ino] = s.Name
+	}
+	return names, err
 }

@@ -20,6 +20,7 @@ type batch struct {
 	parts net.Buffers // what is left to send
 	all   [][]byte    // the memory of parts
 	heads []byte      // of READs and the FLUSH
+	whole []byte      // parts in one piece
 }
 
 func (b *batch) reset() {
@@ -37,6 +38,22 @@ func (b *batch) add(h header) {
 	b.heads = b.heads[:at+headerSize]
 	h.encode(b.heads[at:], nil)
 	b.all = append(b.all, b.heads[at:])
+}
+
+// writeTo sends what is left. It may block.
+func (b *batch) writeTo(k *clientLink) error {
+	if k.raw != nil {
+		_, err := b.parts.WriteTo(k.nc)
+		return err
+	}
+	// There is no writev: each part would be a record of TLS, and a packet.
+	b.whole = b.whole[:0]
+	for _, p := range b.parts {
+		b.whole = append(b.whole, p...)
+	}
+	b.parts = nil
+	_, err := k.nc.Write(b.whole)
+	return err
 }
 
 // gather puts the next messages for k into the batch. false: there are none. sendMu
@@ -171,7 +188,7 @@ func (c *Conn) pump(ctx context.Context, k *clientLink) {
 	for {
 		c.sendMu.Lock()
 		for c.gather(k) {
-			if _, err := c.batch.parts.WriteTo(k.nc); err != nil {
+			if err := c.batch.writeTo(k); err != nil {
 				k.fail(err)
 				break
 			}

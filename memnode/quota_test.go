@@ -154,22 +154,26 @@ func TestQuotaRace(t *testing.T) {
 	wantSound(t, p)
 }
 
-// hookMeta does something before the next update.
+// hookMeta does something before the next update, or after it.
 type hookMeta struct {
 	*boltMeta
-	mu     sync.Mutex
-	before func()
+	mu            sync.Mutex
+	before, after func()
 }
 
 func (m *hookMeta) update(fn func(txn) error) error {
 	m.mu.Lock()
-	before := m.before
-	m.before = nil
+	before, after := m.before, m.after
+	m.before, m.after = nil, nil
 	m.mu.Unlock()
 	if before != nil {
 		before()
 	}
-	return m.boltMeta.update(fn)
+	err := m.boltMeta.update(fn)
+	if after != nil {
+		after()
+	}
+	return err
 }
 
 func TestCutRuns(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"github.com/rpmemfs/rpmemfs/internal/metrics"
 	"github.com/rpmemfs/rpmemfs/memnode"
 	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/node"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 )
@@ -22,8 +23,8 @@ type nodeState struct {
 	now     time.Time
 }
 
-// addNode adds the metrics of a pool that is served.
-func (m *metricsServer) addNode(pool *memnode.Pool) {
+// addNode adds the metrics of a pool that is served, and of the sessions.
+func (m *metricsServer) addNode(pool *memnode.Pool, stats func() node.Stats) {
 	read := func(ctx context.Context) (nodeState, error) {
 		s := nodeState{
 			traffic: pool.Traffic(), medium: pool.Medium(), now: time.Now(),
@@ -47,6 +48,35 @@ func (m *metricsServer) addNode(pool *memnode.Pool) {
 		func(s nodeState) rdmacache.Traffic { return s.traffic },
 	), nodeMetrics...)
 	metrics.Add(m.Registry, "pool", read, list...)
+
+	sessions := func(context.Context) (node.Stats, error) { return stats(), nil }
+	metrics.Add(m.Registry, "sessions", sessions, sessionMetrics...)
+}
+
+var sessionMetrics = []metrics.Metric[node.Stats]{
+	{
+		Kind: metrics.Gauge, Name: "rpmemfs_lease_waiters", Help: "Callers that wait for a lease.",
+		Value: func(s node.Stats) float64 { return float64(s.Waiting) },
+	},
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_leases_granted_total", Help: "Leases granted.",
+		Value: func(s node.Stats) float64 { return float64(s.Granted) },
+	},
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_lease_renewals_total", Help: "Times that a holder kept its lease alive.",
+		Value: func(s node.Stats) float64 { return float64(s.KeptAlive) },
+	},
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_leases_ended_total", Help: "Leases that ended: closed by their holder, expired in silence, stolen by the next, ended by an operator.",
+		Label: "how", Points: func(s node.Stats) []metrics.Point {
+			return []metrics.Point{
+				{Name: "closed", Value: float64(s.Closed)},
+				{Name: "expired", Value: float64(s.Expired)},
+				{Name: "operator", Value: float64(s.Ended)},
+				{Name: "stolen", Value: float64(s.Stolen)},
+			}
+		},
+	},
 }
 
 var nodeMetrics = []metrics.Metric[nodeState]{

@@ -11,6 +11,7 @@ import (
 
 	"github.com/rpmemfs/rpmemfs/attach"
 	"github.com/rpmemfs/rpmemfs/memnode"
+	"github.com/rpmemfs/rpmemfs/node"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/rdmacache/inproc"
 	"github.com/rpmemfs/rpmemfs/volume"
@@ -127,7 +128,8 @@ func TestNodeMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	pool := newPool(t, memnode.Options{KeepOrphans: true})
-	m.addNode(pool)
+	stats := node.Stats{Waiting: 1, Granted: 2, KeptAlive: 3, Expired: 4, Stolen: 5, Closed: 6, Ended: 7}
+	m.addNode(pool, func() node.Stats { return stats })
 	scrape := runMetrics(t, m)
 	share, err := pool.MakeShare(t.Context(), "web", 1<<20)
 	if err != nil {
@@ -146,6 +148,9 @@ func TestNodeMetrics(t *testing.T) {
 	if lease.Generation != 2 {
 		t.Errorf("generation %d", lease.Generation)
 	}
+	expectMetrics(t, body, "rpmemfs_lease_waiters 1", "rpmemfs_leases_granted_total 2", "rpmemfs_lease_renewals_total 3",
+		`rpmemfs_leases_ended_total{how="expired"} 4`, `rpmemfs_leases_ended_total{how="stolen"} 5`,
+		`rpmemfs_leases_ended_total{how="closed"} 6`, `rpmemfs_leases_ended_total{how="operator"} 7`)
 	expectMetrics(t, body, `rpmemfs_lease_generation{share="web"} 2`)
 	if strings.Contains(body, `rpmemfs_share_quota_bytes{share="free"}`) {
 		t.Error("a share without a quota has one")

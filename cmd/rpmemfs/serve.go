@@ -123,12 +123,14 @@ func (m *memoryNode) serve(ctx context.Context, signals <-chan os.Signal) error 
 			cancel()
 		}
 	}()
-	server := node.NewServer(node.Config{
-		Pool: m.pool, TLS: m.tls, Lease: m.o.lease, Version: version(), Log: m.log,
-	})
+	cfg := node.Config{Pool: m.pool, TLS: m.tls, Lease: m.o.lease, Version: version(), Log: m.log}
+	if m.metrics != nil {
+		cfg.Flushed = m.metrics.Durations("rpmemfs_flush_seconds", "Flushes that commits wait for.")
+	}
+	server := node.NewServer(cfg)
 	told := make(chan error, 1)
 	if m.metrics != nil {
-		m.metrics.addNode(m.pool)
+		m.metrics.addNode(m.pool, server.Stats)
 		go func() { told <- m.metrics.run(ctx, m.healthy) }()
 	} else {
 		told <- nil

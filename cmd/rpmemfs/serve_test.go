@@ -173,7 +173,7 @@ func TestServe(t *testing.T) {
 			t.Errorf("/healthz: got %d %s", code, body)
 		}
 		_, body := get(t, "http://"+s.address["metrics"]+"/metrics")
-		for _, want := range []string{"\nrpmemfs_pool_size_bytes 1.677312e+07\n", "\nrpmemfs_leases 0\n", "\nrpmemfs_shares 0\n", "\nrpmemfs_snapshot_errors_total{source=\"pool\"} 0\n"} {
+		for _, want := range []string{"\nrpmemfs_pool_size_bytes 1.677312e+07\n", "\nrpmemfs_leases 0\n", "\nrpmemfs_flush_seconds_count 0\n", "\nrpmemfs_shares 0\n", "\nrpmemfs_snapshot_errors_total{source=\"pool\"} 0\n"} {
 			if !strings.Contains(body, want) {
 				t.Errorf("metrics lack %q", want)
 			}

@@ -55,9 +55,7 @@ func TestConn(t *testing.T) {
 	conntest.Run(t, *remote.Seed, func(t *testing.T, s *conntest.Store) rdmacache.Conn {
 		n := *n
 		n.TB = t
-		address := serveStore(t, s) // its cleanup comes after the session's
-		way := n.path()
-		way.data.target = address
+		way := n.pathTo(serveStore(t, s))
 		return n.open(remote.Config{Address: way.address(), Steal: true}).Conn()
 	})
 }

@@ -101,16 +101,19 @@ type path struct{ control, data *proxy }
 
 // path makes proxies at another address of this machine, on the same ports: the
 // memory node tells clients the port of its data path, not the host.
-func (n *memoryNode) path() path {
+func (n *memoryNode) path() path { return n.pathTo(n.data) }
+
+// pathTo is path with a data path of the test's own.
+func (n *memoryNode) pathTo(data string) path {
 	n.Helper()
-	at := func(address string) *proxy {
+	at := func(address, target string) *proxy {
 		_, port, err := net.SplitHostPort(address)
 		if err != nil {
 			n.Fatal(err)
 		}
-		return newProxy(n.TB, net.JoinHostPort("127.0.0.2", port), address)
+		return newProxy(n.TB, net.JoinHostPort("127.0.0.2", port), target)
 	}
-	return path{at(n.control), at(n.data)}
+	return path{at(n.control, n.control), at(n.data, data)}
 }
 
 func (p path) set(w weather) {

@@ -268,8 +268,11 @@ func (p *Pool) release() error {
 	ctx, cancel := context.WithTimeout(context.Background(), min(answerIn, p.lease.left()))
 	defer cancel()
 	_, err := ask(ctx, p, p.node.Close, &nodepb.CloseRequest{Session: p.session, Token: p.token})
-	if err != nil {
-		return fmt.Errorf("give back the lease: %w", err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if over := p.check(); over != nil {
+		err = over
+	}
+	return fmt.Errorf("give back the lease: %w", err)
 }

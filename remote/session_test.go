@@ -1,12 +1,10 @@
 package remote_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -465,69 +463,4 @@ func (p path) withoutAnswer(call func() error, then func()) error {
 	then()
 	p.control.set(fair)
 	return <-result
-}
-
-// The memory node is stopped and started again and again under load. Nothing that
-// was acknowledged is missing, and no call fails.
-func TestRestartUnderLoad(t *testing.T) {
-	n := newNode(t, 5*time.Second)
-	p := n.open(remote.Config{})
-	f := mustCreate(t, p, "f", fileInode())
-	g, err := p.Grant(ctx, region.ID(f.Ino), 64, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	load, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	var made, commits atomic.Int64
-	for worker := range 4 {
-		wg.Go(func() {
-			for i := 0; load.Err() == nil; i++ {
-				name := fmt.Sprintf("%d-%d", worker, i)
-				if _, err := p.Create(ctx, namespace.Root, name, fileInode()); err != nil {
-					t.Errorf("create %s: %v", name, err)
-					return
-				}
-				made.Add(1)
-			}
-		})
-		wg.Go(func() {
-			off := (g.Runs[0].Start + 16 + region.Slot(worker)).Offset()
-			for i := 0; load.Err() == nil; i++ {
-				page := []byte(fmt.Sprintf("%4096d", i))
-				if err := errors.Join(p.Conn().Write(ctx, page, off), p.Conn().Flush(ctx)); err != nil {
-					t.Errorf("commit: %v", err)
-					return
-				}
-				got := make([]byte, len(page))
-				if err := p.Conn().Read(ctx, got, off); err != nil || string(got) != string(page) {
-					t.Errorf("read after commit %d: %v", i, err)
-					return
-				}
-				commits.Add(1)
-			}
-		})
-	}
-	for range 4 {
-		before := made.Load() + commits.Load()
-		n.restart()
-		for begun := time.Now(); made.Load()+commits.Load() < before+50; time.Sleep(time.Millisecond) {
-			if time.Since(begun) > patience {
-				t.Fatal("nothing goes on after a restart")
-			}
-		}
-	}
-	cancel()
-	wg.Wait()
-	if err := p.Err(); err != nil {
-		t.Fatal(err)
-	}
-	entries, err := p.ReadDir(ctx, namespace.Root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, want := int64(len(entries)), made.Load()+1; got != want {
-		t.Errorf("%d names after %d creates", got, want)
-	}
-	t.Logf("%d files, %d commits", made.Load(), commits.Load())
 }

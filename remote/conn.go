@@ -7,7 +7,6 @@ import (
 	"net"
 	"strconv"
 	"sync/atomic"
-	"time"
 
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/rdmacache/tcp"
@@ -41,7 +40,7 @@ func (p *Pool) connect(ctx context.Context, cfg Config, host string) error {
 			if err := p.check(); err != nil {
 				return nil, err
 			}
-			return dialData(ctx, address, security)
+			return dialData(ctx, cfg, address, security)
 		},
 		Token:    [32]byte(p.token),
 		Patience: p.lease.length,
@@ -56,12 +55,18 @@ func (p *Pool) connect(ctx context.Context, cfg Config, host string) error {
 	return p.err
 }
 
-func dialData(ctx context.Context, address string, security *tls.Config) (net.Conn, error) {
-	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}}
-	if security == nil {
-		return d.DialContext(ctx, "tcp", address)
+// dialData makes a connection for the data path.
+func dialData(ctx context.Context, cfg Config, address string, security *tls.Config) (net.Conn, error) {
+	nc, err := cfg.Dial(ctx, "tcp", address)
+	if err != nil || security == nil {
+		return nc, err
 	}
-	return (&tls.Dialer{NetDialer: &d, Config: security}).DialContext(ctx, "tcp", address)
+	secure := tls.Client(nc, security)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		_ = nc.Close() // nothing was sent over it
+		return nil, err
+	}
+	return secure, nil
 }
 
 func (c *conn) Read(ctx context.Context, b []byte, off int64) error {

@@ -55,6 +55,8 @@ type Config struct {
 	Lease    time.Duration // wanted; 0: as the memory node says
 	Holder   string        // who opens, for people: "host:/mountpoint"
 	Log      *slog.Logger  // nil discards
+	// Dial makes the connections, which TLS then encrypts; nil is TCP.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // answerIn bounds in Dial and Close what is not waiting for a lease.
@@ -109,12 +111,15 @@ func Dial(ctx context.Context, cfg Config) (*Pool, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Dial == nil {
+		cfg.Dial = dialTCP
+	}
 	host, _, err := net.SplitHostPort(cfg.Address)
 	if err != nil {
 		return nil, err
 	}
 	p := &Pool{
-		link:    &link{},
+		link:    &link{connect: cfg.Dial},
 		address: cfg.Address,
 		log:     cfg.Log,
 		calls:   make(chan struct{}, maxCalls),

@@ -26,7 +26,9 @@ func TestCheckEndsOnForgedTable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	im.View(region.Checkpoint{Tree: region.Tree{Root: slot, CRC: crc, Height: 5}, Pages: 1 << 40})
+	if err := im.View(region.Checkpoint{Tree: region.Tree{Root: slot, CRC: crc, Height: 5}, Pages: 1 << 40}); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	problems := 0

@@ -73,6 +73,9 @@ func (im *Image) Commit(ctx context.Context, c Change) (epoch.ID, error) {
 func (im *Image) prepare(ctx context.Context, c Change) error {
 	im.mu.Lock()
 	defer im.mu.Unlock()
+	if im.view {
+		return fmt.Errorf("region %d: %w", im.id, ErrView)
+	}
 	if im.super == 0 {
 		im.mu.Unlock()
 		err := im.grant(ctx, minGrant)

@@ -391,6 +391,9 @@ func (im *Image) freezable(name string) error {
 	if im.err != nil {
 		return im.err
 	}
+	if im.view {
+		return fmt.Errorf("region %d: %w", im.id, ErrView)
+	}
 	if im.series == math.MaxUint32 {
 		return fmt.Errorf("region %d: 2^32 checkpoints and clones were taken, no more are possible", im.id)
 	}

@@ -59,6 +59,7 @@ type Image struct {
 	sweepDue    bool
 	unfreed     uint64 // slots of older series replaced since the last sweep
 	err         error  // set once; matches epoch.ErrPoisoned
+	view        bool   // shows a checkpoint, and takes no change
 }
 
 // logState is where the log ends. Records since the last superblock are in

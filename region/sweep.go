@@ -197,14 +197,3 @@ func (im *Image) RequestSweep() {
 	defer im.mu.Unlock()
 	im.sweepDue = im.super != 0
 }
-
-// View makes an image that nothing was committed to show a checkpoint, for
-// reading. Nothing can be committed to it.
-func (im *Image) View(cp Checkpoint) {
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	im.epoch, im.size, im.mtime = cp.Epoch, cp.Size, cp.Mtime
-	im.table.height, im.table.pages = cp.Tree.Height, cp.Pages
-	im.table.stored = Entry{Slot: cp.Tree.Root, CRC: cp.Tree.CRC}
-	im.err = fmt.Errorf("region %d: checkpoint %q is read-only", im.id, cp.Name)
-}

@@ -207,27 +207,35 @@ func receive[M any](stream grpc.ServerStreamingClient[M], take func(*M) error) e
 // time with the inode as it is.
 func (p *Pool) Update(ctx context.Context, ino namespace.Ino, change func(*namespace.Inode)) (namespace.Inode, error) {
 	old, err := p.Inode(ctx, ino)
+	if err != nil {
+		return namespace.Inode{}, err
+	}
 	for range maxLooks {
-		if err != nil {
-			return namespace.Inode{}, err
-		}
 		changed := old
 		change(&changed)
 		if changed == old {
 			return old, nil
 		}
-		resp, _, err := changeNames(ctx, p, p.node.SetInode, func(id uint64) *nodepb.SetInodeRequest {
-			return &nodepb.SetInodeRequest{RequestId: id, Old: nodepb.NewInode(old), New: nodepb.NewInode(changed)}
-		})
+		n, err := p.replace(ctx, old, changed)
 		if !errors.Is(err, errChanged) {
-			if err != nil {
-				return namespace.Inode{}, err
-			}
-			return inodeOf(resp)
+			return n, err
 		}
-		old, err = p.stored(ctx, ino)
+		if old, err = p.stored(ctx, ino); err != nil {
+			return namespace.Inode{}, err
+		}
 	}
 	return namespace.Inode{}, fmt.Errorf("%w: inode %d changed %d times while it was updated", ErrProtocol, ino, maxLooks)
+}
+
+// replace makes old, if it is as stored, changed.
+func (p *Pool) replace(ctx context.Context, old, changed namespace.Inode) (namespace.Inode, error) {
+	resp, _, err := changeNames(ctx, p, p.node.SetInode, func(id uint64) *nodepb.SetInodeRequest {
+		return &nodepb.SetInodeRequest{RequestId: id, Old: nodepb.NewInode(old), New: nodepb.NewInode(changed)}
+	})
+	if err != nil {
+		return namespace.Inode{}, err
+	}
+	return inodeOf(resp)
 }
 
 // Reap implements namespace.Directory.

@@ -102,8 +102,8 @@ func (p *Pool) keepAlive(within time.Duration) error {
 	return nil
 }
 
-// check returns why the session is over, if it is. A machine that slept past its
-// lease learns that here, before it asks or believes anything.
+// check returns why the session is over, if it is. A process that was stopped past
+// its lease learns that here, before it asks or believes anything.
 func (p *Pool) check() error {
 	if err := p.Err(); err != nil {
 		return err

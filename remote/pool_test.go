@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -76,6 +77,13 @@ func TestPoolIsLikeALocalOne(t *testing.T) {
 		want, wantErr := do(twin)
 		if got != want || !slices.Equal(kinds(gotErr), kinds(wantErr)) {
 			t.Fatalf("step %d: %s: got %s, %v; want %s, %v (-seed %d)", step, name, got, gotErr, want, wantErr, *remote.Seed)
+		}
+		// What is remembered is what is there, to the nanosecond.
+		ino := w.ino()
+		known, knownErr := far.Inode(ctx, ino)
+		stored, storedErr := n.pool.Inode(ctx, ino)
+		if known != stored || !slices.Equal(kinds(knownErr), kinds(storedErr)) {
+			t.Fatalf("step %d: after %s: inode %d: got %+v, %v; want %+v, %v (-seed %d)", step, name, ino, known, knownErr, stored, storedErr, *remote.Seed)
 		}
 	}
 	var problems []string
@@ -270,6 +278,54 @@ func TestCancelled(t *testing.T) {
 	wantErr(t, "readdir", err, done.Err())
 	_, err = p.Lookup(ctx, namespace.Root, "f")
 	wantErr(t, "lookup", err, namespace.ErrNotExist)
+}
+
+// An Update meets other changes of the inode, and repeats itself; a file that went
+// meanwhile is an error.
+func TestUpdateMeetsOthers(t *testing.T) {
+	n := newNode(t, 10*time.Second)
+	p := n.open(remote.Config{})
+	f := mustCreate(t, p, "f", fileInode())
+	looks := 0
+	got, err := p.Update(ctx, f.Ino, func(x *namespace.Inode) {
+		if looks++; looks == 1 {
+			if _, err := n.pool.Update(ctx, f.Ino, func(x *namespace.Inode) { x.GID = 99 }); err != nil {
+				t.Error(err)
+			}
+		}
+		x.UID++
+	})
+	if err != nil || looks != 2 || got.UID != f.UID+1 || got.GID != 99 {
+		t.Errorf("after %d looks got %+v, %v", looks, got, err)
+	}
+	looks = 0
+	_, err = p.Update(ctx, f.Ino, func(x *namespace.Inode) {
+		if looks++; looks == 1 {
+			_, unlinkErr := n.pool.Unlink(ctx, namespace.Root, "f")
+			_, reapErr := n.pool.Reap(ctx, f.Ino)
+			if err := errors.Join(unlinkErr, reapErr); err != nil {
+				t.Error(err)
+			}
+		}
+		x.UID++
+	})
+	wantErr(t, "update of a file that went", err, namespace.ErrNotExist)
+
+	var wg sync.WaitGroup
+	g := mustCreate(t, p, "g", fileInode())
+	for range 8 {
+		wg.Go(func() {
+			for range 25 {
+				if _, err := p.Update(ctx, g.Ino, func(x *namespace.Inode) { x.UID++ }); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if got, err := p.Inode(ctx, g.Ino); err != nil || got.UID != g.UID+200 {
+		t.Errorf("after 200 updates of %d: got %d, %v", g.UID, got.UID, err)
+	}
 }
 
 // A directory that takes several messages arrives whole, in order.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
+	"github.com/rpmemfs/rpmemfs/region"
 )
 
 // Seed is the same flag in every package, so that all take it at once.
@@ -102,6 +103,57 @@ func TestInodesAreBounded(t *testing.T) {
 		c.put(namespace.Inode{Ino: ino}, c.now())
 		if len(c.inodes) > maxInodes {
 			t.Fatalf("%d inodes", len(c.inodes))
+		}
+	}
+}
+
+// Answers that no memory node gives are refused.
+func TestNonsense(t *testing.T) {
+	good := func() *nodepb.OpenResponse {
+		return &nodepb.OpenResponse{
+			Session: make([]byte, nodepb.SessionSize), Token: make([]byte, nodepb.TokenSize),
+			Lease: 1e9, DataPort: 7471, SizeBytes: 100 * region.PageSize,
+		}
+	}
+	var p Pool
+	if err := p.begin(good()); err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func(*nodepb.OpenResponse){
+		"session":    func(r *nodepb.OpenResponse) { r.Session = nil },
+		"token":      func(r *nodepb.OpenResponse) { r.Token = r.Token[1:] },
+		"no lease":   func(r *nodepb.OpenResponse) { r.Lease = 0 },
+		"no port":    func(r *nodepb.OpenResponse) { r.DataPort = 0 },
+		"large port": func(r *nodepb.OpenResponse) { r.DataPort = 1 << 16 },
+		"large pool": func(r *nodepb.OpenResponse) { r.SizeBytes = 1 << 63 },
+	} {
+		r := good()
+		spoil(r)
+		var p Pool
+		if err := p.begin(r); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	forever := good()
+	forever.Lease = 1 << 63
+	var q Pool
+	if err := q.begin(forever); err != nil || q.lease.length != maxLease {
+		t.Errorf("a lease without an end: %v, %v", q.lease.length, err)
+	}
+
+	for _, r := range []region.Run{{Start: 1, N: 99}, {Start: 99, N: 1}} {
+		if err := p.checkRuns([]region.Run{r}); err != nil {
+			t.Errorf("%+v: %v", r, err)
+		}
+	}
+	for _, r := range []region.Run{{Start: 0, N: 1}, {Start: 1, N: 0}, {Start: 1, N: 100}, {Start: 100, N: 1}, {Start: 1<<64 - 1, N: 2}, {Start: 2, N: 1<<64 - 1}} {
+		if err := p.checkRuns([]region.Run{r}); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%+v: got %v", r, err)
+		}
+	}
+	for _, r := range []*nodepb.InodeResponse{nil, {}, {Inode: &nodepb.Inode{Mode: 1}}} {
+		if _, err := inodeOf(r); !errors.Is(err, ErrProtocol) {
+			t.Errorf("%v: got %v", r, err)
 		}
 	}
 }

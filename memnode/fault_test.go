@@ -86,7 +86,49 @@ func tour(t *testing.T, p *Pool) error {
 	if _, err := p.Reap(ctx, c.Ino); err != nil {
 		return err
 	}
-	return p.Rmdir(ctx, namespace.Root, "d")
+	if err := p.Rmdir(ctx, namespace.Root, "d"); err != nil {
+		return err
+	}
+	return tourShare(t, p)
+}
+
+// tourShare is the tour of a share and its lease.
+func tourShare(t *testing.T, p *Pool) error {
+	ctx := t.Context()
+	s, err := p.MakeShare(ctx, "s", 1<<20)
+	if err != nil {
+		return err
+	}
+	if err := p.SetQuota(ctx, "s", 2<<20); err != nil {
+		return err
+	}
+	v := p.View(s.Ino)
+	if _, err := v.Fence(ctx); err != nil {
+		return err
+	}
+	f, err := v.Create(ctx, namespace.Root, "f", fileInode())
+	if err != nil {
+		return err
+	}
+	if _, err := v.Grant(ctx, region.ID(f.Ino), 40, 40); err != nil {
+		return err
+	}
+	if _, err := v.Unlink(ctx, namespace.Root, "f"); err != nil {
+		return err
+	}
+	if _, err := p.GrantLease(ctx, Lease{Share: s.Ino, Timeout: 1}); err != nil {
+		if leases, lerr := p.Leases(ctx); lerr != nil || len(leases) != 0 {
+			t.Errorf("a refused lease is there: %+v, %v", leases, lerr)
+		}
+		return err
+	}
+	if _, err := p.Inode(ctx, f.Ino); !errors.Is(err, namespace.ErrNotExist) {
+		t.Errorf("an orphan lives on in a new lease: %v", err)
+	}
+	if err := p.EndLease(ctx, s.Ino, [16]byte{}); err != nil {
+		return err
+	}
+	return p.Rmdir(ctx, namespace.Root, "s")
 }
 
 // parts makes a pool of a medium and a directory in memory.
@@ -289,10 +331,42 @@ func TestCheckFindsDamage(t *testing.T) {
 		"extent out of pool": func(t txn, f, d namespace.Inode) error {
 			return t.putExtent(region.ID(f.Ino), region.Run{Start: 1020, N: 9})
 		},
-		"malformed key":       func(t txn, f, d namespace.Inode) error { return t.put(bucketExtents, key1(5), encodeExtent(5)) },
-		"wrong inode count":   func(t txn, f, d namespace.Inode) error { return t.putState(stateRecord{1, 99, 7}) },
-		"number used twice":   func(t txn, f, d namespace.Inode) error { return t.putState(stateRecord{1, d.Ino, 2}) },
-		"no root":             func(t txn, f, d namespace.Inode) error { return t.delete(bucketInodes, key1(1)) },
+		"malformed key":     func(t txn, f, d namespace.Inode) error { return t.put(bucketExtents, key1(5), encodeExtent(5)) },
+		"wrong inode count": func(t txn, f, d namespace.Inode) error { return t.putState(stateRecord{1, 99, 7}) },
+		"number used twice": func(t txn, f, d namespace.Inode) error { return t.putState(stateRecord{1, d.Ino, 2}) },
+		"no root":           func(t txn, f, d namespace.Inode) error { return t.delete(bucketInodes, key1(1)) },
+		"share of nothing":  func(t txn, f, d namespace.Inode) error { return t.putShare(99, shareRecord{}) },
+		"share of a plain dir": func(t txn, f, d namespace.Inode) error {
+			return t.putShare(d.Ino, shareRecord{inodes: 1})
+		},
+		"share without a record": func(t txn, f, d namespace.Inode) error { d.Share = d.Ino; return t.putInode(&d) },
+		"file in another share":  func(t txn, f, d namespace.Inode) error { f.Share = 77; return t.putInode(&f) },
+		"share counts inodes": func(t txn, f, d namespace.Inode) error {
+			d.Share = d.Ino
+			return errors.Join(t.putInode(&d), t.putShare(d.Ino, shareRecord{inodes: 2}))
+		},
+		"share counts slots": func(t txn, f, d namespace.Inode) error {
+			d.Share = d.Ino
+			return errors.Join(t.putInode(&d), t.putShare(d.Ino, shareRecord{inodes: 1, slots: 1}))
+		},
+		"lease of nothing": func(t txn, f, d namespace.Inode) error {
+			return t.put(bucketLeases, key1(99), (&Lease{Generation: 1, Timeout: 1}).encode())
+		},
+		"lease of the future": func(t txn, f, d namespace.Inode) error {
+			return t.put(bucketLeases, key1(1), (&Lease{Generation: 99, Timeout: 1}).encode())
+		},
+		"lease beside that of all": func(t txn, f, d namespace.Inode) error {
+			d.Share = d.Ino
+			l := Lease{Generation: 1, Timeout: 1}
+			return errors.Join(t.putInode(&d), t.putShare(d.Ino, shareRecord{inodes: 1}),
+				t.put(bucketLeases, key1(1), l.encode()), t.put(bucketLeases, key1(uint64(d.Ino)), l.encode()))
+		},
+		"damaged share": func(t txn, f, d namespace.Inode) error {
+			return t.put(bucketShares, key1(9), newBody(5))
+		},
+		"damaged lease": func(t txn, f, d namespace.Inode) error {
+			return t.put(bucketLeases, key1(1), newBody(5))
+		},
 		"pool record missing": func(t txn, f, d namespace.Inode) error { return t.delete(bucketPool, []byte("pool")) },
 		"checkpoint astray": func(t txn, f, d namespace.Inode) error {
 			cp := region.Checkpoint{Tree: region.Tree{Root: 5000, Height: 1}}

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
@@ -24,6 +25,11 @@ const (
 	// connectIn is how long gRPC waits for a connection before it tries another.
 	connectIn = 5 * time.Second
 
+	// pingEvery is how long a connection may let a call wait in silence before gRPC
+	// asks whether it lives, and again for the answer. It is for what KeepAlive does
+	// not watch: an Open that waits for its turn, a connection that is being left.
+	pingEvery = 10 * time.Second
+
 	// maxCalls is how many calls are under way at a time. It is below what a memory
 	// node takes of one connection, so that KeepAlive never waits for others.
 	maxCalls = 128
@@ -38,6 +44,7 @@ func newClient(cfg Config, l *link) (*grpc.ClientConn, error) {
 		grpc.WithContextDialer(l.dial),
 		grpc.WithTransportCredentials(security),
 		grpc.WithNoProxy(),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingEvery}),
 		grpc.WithDisableRetry(), // Pool repeats calls itself
 		grpc.WithDisableServiceConfig(),
 		grpc.WithConnectParams(grpc.ConnectParams{

@@ -50,9 +50,13 @@ func (p *Pool) connect(ctx context.Context, cfg Config, host string) error {
 		return err
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	over := p.err
 	p.data = &conn{Conn: data, pool: p}
-	return p.err
+	p.mu.Unlock()
+	if over != nil {
+		_ = data.Close() // end came too early to do it
+	}
+	return over
 }
 
 // dialData makes a connection for the data path.

@@ -1,0 +1,487 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// The ports of the memory node.
+const (
+	controlPort = 7470
+	dataPort    = 7471
+)
+
+// A network connects hosts with the memory node, as TCP does: bytes arrive in their
+// order, late, or not at all because the connection breaks. A write never blocks.
+type network struct {
+	mu        sync.Mutex // guards the fields below, and the fields of every host
+	rng       *rand.Rand
+	listeners map[int]*listener
+	conns     map[*conn]struct{} // the hosts' ends
+}
+
+func newNetwork(rng *rand.Rand) *network {
+	return &network{rng: rng, listeners: make(map[int]*listener), conns: make(map[*conn]struct{})}
+}
+
+// A host is one life of a compute node on the network.
+type host struct {
+	net  *network
+	name string
+
+	dead    bool
+	held    [2]bool       // nothing passes, by direction
+	changed chan struct{} // closed when the fields above change
+	// lagUntil is until when the memory node's threads that serve this host are
+	// sometimes not scheduled for long, just after they received something.
+	lagUntil time.Time
+	lag      time.Duration
+	streams  [][]byte // what went to the data port, by connection
+}
+
+// The directions of a host's bytes.
+const (
+	toNode = iota
+	fromNode
+)
+
+func (n *network) newHost(name string) *host {
+	return &host{net: n, name: name, changed: make(chan struct{})}
+}
+
+// change changes what passes.
+func (h *host) change(fn func()) {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	fn()
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+// hold makes nothing pass, in both directions or one, until it is called again.
+func (h *host) hold(to, from bool) {
+	h.change(func() { h.held = [2]bool{to, from} })
+}
+
+// crash ends the host for good. What it sent may still arrive.
+func (h *host) crash() {
+	h.change(func() { h.dead = true })
+	h.cut(h.net.coin())
+}
+
+// cut breaks the connections of the host. What it sent arrives nevertheless, unless
+// whole.
+func (h *host) cut(whole bool) {
+	for _, c := range h.net.connsOf(h) {
+		c.in.fail(syscall.ECONNRESET)
+		if whole {
+			c.out.fail(syscall.ECONNRESET)
+		} else {
+			c.out.end()
+		}
+	}
+}
+
+func (n *network) connsOf(h *host) (conns []*conn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for c := range n.conns {
+		if h == nil || c.host == h {
+			conns = append(conns, c)
+		}
+	}
+	return conns
+}
+
+// down ends the memory node's part of every connection, and refuses others. What it
+// sent may still arrive.
+func (n *network) down() {
+	n.mu.Lock()
+	listeners := n.listeners
+	n.listeners = make(map[int]*listener)
+	n.mu.Unlock()
+	for _, l := range listeners {
+		_ = l.Close()
+	}
+	for _, c := range n.connsOf(nil) {
+		c.out.fail(syscall.ECONNRESET)
+		if n.coin() {
+			c.in.fail(syscall.ECONNRESET)
+		} else {
+			c.in.end()
+		}
+	}
+}
+
+func (n *network) coin() bool { return n.intN(2) == 0 }
+
+func (n *network) intN(limit int) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.rng.IntN(limit)
+}
+
+// delay is how long some bytes take.
+func (n *network) delay() time.Duration {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch k := n.rng.IntN(100); {
+	case k < 90:
+		return time.Duration(20+n.rng.IntN(200)) * time.Microsecond
+	case k < 99:
+		return time.Duration(n.rng.IntN(5000)) * time.Microsecond
+	}
+	return time.Duration(n.rng.IntN(150)) * time.Millisecond
+}
+
+// descheduled is how long the memory node's thread that just received something from
+// the host does nothing.
+func (h *host) descheduled() time.Duration {
+	n := h.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if time.Now().After(h.lagUntil) || n.rng.IntN(3) > 0 {
+		return 0
+	}
+	return time.Duration(1 + n.rng.Int64N(int64(h.lag)))
+}
+
+// stopped returns nil if bytes pass in a direction, or what is closed when that may
+// have changed.
+func (h *host) stopped(direction int) <-chan struct{} {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	if h.held[direction] {
+		return h.changed
+	}
+	return nil
+}
+
+// dial connects to the memory node, whatever its name.
+func (h *host) dial(ctx context.Context, _, address string) (net.Conn, error) {
+	_, text, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		return nil, err
+	}
+	timer := time.NewTimer(2 * h.net.delay())
+	defer timer.Stop()
+	for arrived := timer.C; ; {
+		select {
+		case <-ctx.Done():
+			return nil, &net.OpError{Op: "dial", Net: "sim", Err: ctx.Err()}
+		case <-arrived:
+			arrived = nil
+		case <-firstOf(h.stopped(toNode), h.stopped(fromNode)):
+		}
+		if arrived == nil && h.stopped(toNode) == nil && h.stopped(fromNode) == nil {
+			return h.connect(port)
+		}
+	}
+}
+
+func firstOf(a, b <-chan struct{}) <-chan struct{} {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+func (h *host) connect(port int) (net.Conn, error) {
+	n := h.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	refused := &net.OpError{Op: "dial", Net: "sim", Err: syscall.ECONNREFUSED}
+	l := n.listeners[port]
+	if h.dead || l == nil {
+		return nil, refused
+	}
+	to, from := newPipe(h, toNode), newPipe(h, fromNode)
+	client := &conn{host: h, in: from, out: to, local: address(1), remote: address(port), record: -1}
+	server := &conn{host: h, in: to, out: from, local: address(port), remote: address(1), server: true, record: -1}
+	if port == dataPort {
+		client.record = len(h.streams)
+		h.streams = append(h.streams, nil)
+	}
+	select {
+	case l.queue <- server:
+	default:
+		return nil, refused
+	}
+	n.conns[client] = struct{}{}
+	return client, nil
+}
+
+func address(port int) net.Addr {
+	return &net.TCPAddr{IP: net.IPv4(10, 0, 0, 1), Port: port}
+}
+
+// A listener is the memory node's, until it goes down.
+type listener struct {
+	port   int
+	queue  chan *conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (n *network) listen(port int) *listener {
+	l := &listener{port: port, queue: make(chan *conn, 64), closed: make(chan struct{})}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.listeners[port] = l
+	return l
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case <-l.closed:
+		return nil, net.ErrClosed
+	default:
+	}
+	select {
+	case c := <-l.queue:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *listener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *listener) Addr() net.Addr { return address(l.port) }
+
+// A conn is one end of a connection.
+type conn struct {
+	host          *host
+	in, out       *pipe
+	local, remote net.Addr
+	server        bool
+	record        int // of host.streams; negative: none
+}
+
+var _ net.Conn = (*conn)(nil)
+
+// maxRecord bounds what is kept of a connection, to be sent once more.
+const maxRecord = 1 << 20
+
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.in.read(b)
+	if err != nil {
+		return n, &net.OpError{Op: "read", Net: "sim", Err: err}
+	}
+	if c.server {
+		// Whatever happens to the connection now, the thread has its bytes.
+		if d := c.host.descheduled(); d > 0 {
+			time.Sleep(d)
+		}
+	}
+	return n, nil
+}
+
+func (c *conn) Write(b []byte) (int, error) {
+	if err := c.in.usable(); err != nil {
+		return 0, &net.OpError{Op: "write", Net: "sim", Err: err}
+	}
+	if err := c.out.write(b, c.host.net.delay()); err != nil {
+		return 0, &net.OpError{Op: "write", Net: "sim", Err: err}
+	}
+	if c.record >= 0 {
+		c.host.net.mu.Lock()
+		defer c.host.net.mu.Unlock()
+		if s := c.host.streams[c.record]; len(s)+len(b) <= maxRecord {
+			c.host.streams[c.record] = append(s, b...)
+		}
+	}
+	return len(b), nil
+}
+
+func (c *conn) Close() error {
+	c.in.close()
+	c.out.end()
+	if !c.server {
+		c.host.net.mu.Lock()
+		defer c.host.net.mu.Unlock()
+		delete(c.host.net.conns, c)
+	}
+	return nil
+}
+
+func (c *conn) LocalAddr() net.Addr                { return c.local }
+func (c *conn) RemoteAddr() net.Addr               { return c.remote }
+func (c *conn) SetDeadline(t time.Time) error      { c.in.setDeadline(t); return nil }
+func (c *conn) SetReadDeadline(t time.Time) error  { c.in.setDeadline(t); return nil }
+func (c *conn) SetWriteDeadline(_ time.Time) error { return nil }
+
+// A pipe is one direction of a connection.
+type pipe struct {
+	host      *host
+	direction int
+	wake      chan struct{} // one token: the reader should look
+
+	mu       sync.Mutex
+	queue    []segment
+	ended    bool  // the writer is gone; what is in the queue arrives
+	err      error // nothing arrives any more
+	closed   bool  // by the reader
+	deadline time.Time
+}
+
+type segment struct {
+	b  []byte
+	at time.Time
+}
+
+func newPipe(h *host, direction int) *pipe {
+	return &pipe{host: h, direction: direction, wake: make(chan struct{}, 1)}
+}
+
+func (p *pipe) set(fn func()) {
+	p.mu.Lock()
+	fn()
+	p.mu.Unlock()
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (p *pipe) end()                    { p.set(func() { p.ended = true }) }
+func (p *pipe) close()                  { p.set(func() { p.closed = true }) }
+func (p *pipe) setDeadline(t time.Time) { p.set(func() { p.deadline = t }) }
+
+func (p *pipe) fail(err error) {
+	p.set(func() {
+		if p.err == nil {
+			p.err, p.queue = err, nil
+		}
+	})
+}
+
+// usable returns why the end that reads from p is of no use.
+func (p *pipe) usable() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return net.ErrClosed
+	}
+	return p.err
+}
+
+func (p *pipe) write(b []byte, delay time.Duration) error {
+	var err error
+	p.set(func() {
+		switch {
+		case p.err != nil:
+			err = p.err
+		case p.ended || p.closed:
+			err = syscall.EPIPE
+		default:
+			at := time.Now().Add(delay)
+			if n := len(p.queue); n > 0 && p.queue[n-1].at.After(at) {
+				at = p.queue[n-1].at
+			}
+			p.queue = append(p.queue, segment{append([]byte(nil), b...), at})
+		}
+	})
+	return err
+}
+
+func (p *pipe) read(b []byte) (int, error) {
+	for {
+		stopped := p.host.stopped(p.direction)
+		n, wait, err := p.take(b, stopped == nil)
+		if n > 0 || err != nil {
+			return n, err
+		}
+		if wait < 0 {
+			select {
+			case <-p.wake:
+			case <-stopped:
+			}
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-p.wake:
+		case <-stopped:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// take takes what has arrived. wait is how long something may be expected, negative
+// for ever.
+func (p *pipe) take(b []byte, passes bool) (n int, wait time.Duration, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	wait = -1
+	if !p.deadline.IsZero() {
+		wait = max(0, p.deadline.Sub(now))
+	}
+	switch {
+	case p.closed:
+		return 0, 0, net.ErrClosed
+	case p.err != nil:
+		return 0, 0, p.err
+	case wait == 0:
+		return 0, 0, os.ErrDeadlineExceeded
+	case !passes || len(p.queue) == 0 && !p.ended:
+		return 0, wait, nil
+	case len(p.queue) == 0:
+		return 0, 0, io.EOF
+	}
+	if early := p.queue[0].at.Sub(now); early > 0 {
+		if wait < 0 || early < wait {
+			wait = early
+		}
+		return 0, wait, nil
+	}
+	n = copy(b, p.queue[0].b)
+	if p.queue[0].b = p.queue[0].b[n:]; len(p.queue[0].b) == 0 {
+		p.queue = p.queue[1:]
+	}
+	return n, 0, nil
+}
+
+// replay sends once more what a dead connection of the host sent, as a network or a
+// machine that was paused may do. It goes on in the background and ends soon.
+func (h *host) replay(which int, done func()) error {
+	h.net.mu.Lock()
+	if len(h.streams) == 0 {
+		h.net.mu.Unlock()
+		done()
+		return fmt.Errorf("nothing was sent")
+	}
+	b := h.streams[which%len(h.streams)]
+	h.net.mu.Unlock()
+	again := h.net.newHost(h.name + " again")
+	nc, err := again.connect(dataPort)
+	if err != nil {
+		done()
+		return err
+	}
+	go func() {
+		defer done()
+		defer nc.Close()
+		_ = nc.SetReadDeadline(time.Now().Add(time.Second))
+		_, _ = nc.Write(b)
+		_, _ = io.Copy(io.Discard, nc)
+	}()
+	return nil
+}

@@ -1,0 +1,188 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rpmemfs/rpmemfs/remote"
+)
+
+// A world is one schedule.
+type world struct {
+	net     *network
+	machine *machine
+	lease   time.Duration
+	shares  []*share
+	counts  *counts
+	begun   time.Time
+	over    chan struct{} // closed when no more faults and work begin
+
+	stamps     atomic.Uint64
+	background sync.WaitGroup
+
+	mu          sync.Mutex // guards the fields below
+	hosts       []*host    // alive
+	generations map[uint64]bool
+	trace       []string
+	failures    []string
+}
+
+// counts tell what schedules reached.
+type counts struct {
+	schedules, tenures, recoveries, epochs, refused          atomic.Int64
+	kills, cuts, crashes, holds, resets, replays, lags, ends atomic.Int64
+}
+
+func (w *world) stamp() uint64 { return w.stamps.Add(1) }
+
+// note adds a line to what is printed when the schedule fails.
+func (w *world) note(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.noteLocked(format, args...)
+}
+
+func (w *world) noteLocked(format string, args ...any) {
+	w.trace = append(w.trace, fmt.Sprintf("%9.4f ", time.Since(w.begun).Seconds())+fmt.Sprintf(format, args...))
+}
+
+func (w *world) fail(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.noteLocked("FAILED: "+format, args...)
+	w.failures = append(w.failures, fmt.Sprintf(format, args...))
+}
+
+func (w *world) failed() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.failures) > 0
+}
+
+// checkGeneration fails if a lease's generation was another's.
+func (w *world) checkGeneration(g uint64) {
+	w.mu.Lock()
+	taken := w.generations[g]
+	w.generations[g] = true
+	w.mu.Unlock()
+	if taken {
+		w.fail("generation %d was granted twice", g)
+	}
+}
+
+// run plays the schedule of a seed in dir. It returns what failed and what happened.
+func run(dir string, seed uint64, counts *counts) (failures, trace []string) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	w := &world{
+		net: newNetwork(rand.New(rand.NewPCG(seed, 2))), counts: counts, begun: time.Now(),
+		lease: time.Duration(1000+rng.IntN(1500)) * time.Millisecond,
+		over:  make(chan struct{}), generations: map[uint64]bool{},
+	}
+	for i := range 1 + rng.IntN(2) {
+		w.shares = append(w.shares, newShare(fmt.Sprintf("s%d", i)))
+	}
+	kind := "crashable"
+	if rng.IntN(2) == 0 {
+		kind = "file" // the memory node flushes beside, see package rdmacache/tcp
+	}
+	var err error
+	if w.machine, err = newMachine(dir, w.net, rand.New(rand.NewPCG(seed, 3))); err == nil {
+		err = w.machine.start(w.lease, nextCut(rng), kind)
+	}
+	if err != nil {
+		return []string{err.Error()}, nil
+	}
+	var nodes sync.WaitGroup
+	for i := range 2 + rng.IntN(3) {
+		nodeRNG := rand.New(rand.NewPCG(seed, uint64(100+i)))
+		nodes.Go(func() { w.compute(nodeRNG, fmt.Sprintf("c%d", i)) })
+	}
+	w.disturb(rng, kind)
+	close(w.over)
+	nodes.Wait()
+	w.last(rng, kind)
+	w.background.Wait()
+	if err := w.machine.stop(); err != nil {
+		w.fail("stop the memory node: %v", err)
+	}
+	counts.schedules.Add(1)
+	return w.failures, w.trace
+}
+
+// nextCut is the flush during which the power goes.
+func nextCut(rng *rand.Rand) int {
+	if rng.IntN(2) == 0 {
+		return -1
+	}
+	return rng.IntN(60)
+}
+
+func (w *world) ended() bool {
+	select {
+	case <-w.over:
+		return true
+	default:
+		return w.failed()
+	}
+}
+
+// compute is a compute node: one session after the other, each on a host of its own,
+// as if the machine was started again.
+func (w *world) compute(rng *rand.Rand, name string) {
+	for life := 0; !w.ended(); life++ {
+		h := w.net.newHost(fmt.Sprintf("%s.%d", name, life))
+		w.add(h)
+		s := w.shares[rng.IntN(len(w.shares))]
+		t := w.open(rng, name, h, s, remote.Config{
+			Steal: rng.IntN(2) == 0,
+			Wait:  time.Duration(rng.Int64N(int64(2 * w.lease))),
+		})
+		if t != nil {
+			w.tenure(t)
+		}
+		w.remove(h)
+		h.hold(false, false)
+		time.Sleep(time.Duration(rng.IntN(300)) * time.Millisecond)
+	}
+}
+
+// tenure works until something ends it.
+func (w *world) tenure(t *tenure) {
+	if t.recover() != nil {
+		t.abandon()
+		return
+	}
+	for steps := 3 + t.rng.IntN(25); steps > 0 && !w.ended(); steps-- {
+		if t.work() != nil {
+			t.abandon()
+			return
+		}
+		time.Sleep(time.Duration(t.rng.IntN(80)) * time.Millisecond)
+	}
+	if t.rng.IntN(2) == 0 {
+		w.counts.ends.Add(1)
+		t.end()
+		return
+	}
+	t.abandon()
+}
+
+func (w *world) add(h *host) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.hosts = append(w.hosts, h)
+}
+
+func (w *world) remove(h *host) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range w.hosts {
+		if w.hosts[i] == h {
+			w.hosts = append(w.hosts[:i], w.hosts[i+1:]...)
+			return
+		}
+	}
+}

@@ -13,10 +13,10 @@ import (
 // use; an access costs two atomic additions and a binary search.
 //
 // Lock order: changing, then a transaction of meta.db; gate and flushing are taken
-// alone.
+// alone. A session's changing may be held while that of a reader is taken.
 type Fence struct {
-	pool *Pool // immutable
-
+	pool   *Pool // immutable, as the next
+	reader bool  // reaches what Admit lets it, and what others free is out of its reach
 	// slots is what the session may touch; nil before it is loaded. Each store
 	// publishes a set that does not change any more.
 	slots atomic.Pointer[runSet]
@@ -84,6 +84,9 @@ func (f *Fence) Medium() rdmacache.Medium { return f.pool.Medium() }
 // only.
 func (f *Fence) End() {
 	f.ended.Store(true)
+	if f.reader {
+		f.pool.forgetReader(f)
+	}
 	f.drain()
 	f.flushing.Lock()
 	//lint:ignore SA2001 to wait for the readers is all
@@ -139,4 +142,26 @@ func (f *Fence) change(commit func() (granted, freed []region.Run, err error)) e
 		f.drain()
 	}
 	return nil
+}
+
+// admit adds to the slots of a reader what fn finds. Some of it may be there already.
+func (f *Fence) admit(fn func() ([]region.Run, error)) error {
+	f.changing.Lock()
+	defer f.changing.Unlock()
+	runs, err := fn()
+	if err != nil {
+		return err
+	}
+	changed := f.slots.Load().without(runs).with(runs)
+	f.slots.Store(&changed)
+	return nil
+}
+
+// revoke takes slots from a reader. No access to them is under way when it returns.
+func (f *Fence) revoke(freed []region.Run) {
+	f.changing.Lock()
+	defer f.changing.Unlock()
+	changed := f.slots.Load().without(freed)
+	f.slots.Store(&changed)
+	f.drain()
 }

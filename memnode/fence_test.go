@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rpmemfs/rpmemfs/internal/media"
 	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
@@ -186,6 +188,9 @@ func TestViewExtents(t *testing.T) {
 		if _, err := v.Link(ctx, file.Ino, dir.Ino, "second name"); err != nil {
 			t.Fatal(err)
 		}
+		if _, err := v.Grant(ctx, region.ID(file.Ino), 8, 8); err != nil { // behind the orphan's
+			t.Fatal(err)
+		}
 		for _, n := range []namespace.Inode{file, orphan} {
 			loc, err := v.Locate(ctx, region.ID(n.Ino))
 			if err != nil {
@@ -215,7 +220,7 @@ func TestViewExtents(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = p.meta.update(func(t txn) error { return t.putDirent(d.Ino, "ring", dirent{d.Ino, d.Mode}) })
+	err = p.meta.update(func(t txn) error { return t.putDirent(d.Ino, "ring", dirent{d.Ino, unix.S_IFDIR}) })
 	if err != nil {
 		t.Fatal(err)
 	}

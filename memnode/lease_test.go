@@ -75,10 +75,15 @@ func TestLeaseConflicts(t *testing.T) {
 		t.Errorf("Shares = %+v, %v, want none", shares, err)
 	}
 	wantSound(t, p)
-	for _, ino := range []namespace.Ino{a, b} {
-		if _, err := p.Reap(ctx, ino); err != nil {
-			t.Error(err)
-		}
+	// What is left of it is no one's root but its own.
+	if _, err := p.View(a).Reap(ctx, namespace.Root); err != nil {
+		t.Error(err)
+	}
+	if _, err := p.Reap(ctx, b); err != nil {
+		t.Error(err)
+	}
+	if n, err := p.Inode(ctx, namespace.Root); err != nil || n.Nlink != 3 {
+		t.Errorf("the root = %+v, %v", n, err)
 	}
 	wantSound(t, p)
 }

@@ -230,7 +230,7 @@ func (p *Pool) checkHeader() error {
 	return nil
 }
 
-// begin raises the generation and, unless they are to be kept, ends all leases, whose
+// begin raises the generation, forgets the pins of readers, who are gone, and, unless they are to be kept, ends all leases, whose
 // number it returns.
 func (p *Pool) begin(t txn, keepLeases bool) (leases int, err error) {
 	for _, name := range lateBuckets {
@@ -247,6 +247,9 @@ func (p *Pool) begin(t txn, keepLeases bool) (leases int, err error) {
 		return 0, err
 	}
 	p.generation = state.generation
+	if err := t.dropPins(); err != nil {
+		return 0, err
+	}
 	all, err := t.leases()
 	if err == nil && !keepLeases {
 		err = t.deleteAll(bucketLeases, nil)
@@ -278,6 +281,9 @@ func (p *Pool) reapOrphans(ctx context.Context, share namespace.Ino) error {
 		err = p.update(ctx, func(t txn) error {
 			for _, ino := range orphans {
 				_, runs, err := t.of(share).reap(ino)
+				if errors.Is(err, region.ErrPinned) {
+					continue // the next time
+				}
 				if err != nil {
 					return fmt.Errorf("reap inode %d: %w", ino, err)
 				}

@@ -70,6 +70,7 @@ type Pool struct {
 	mu      sync.Mutex
 	free    freeList
 	nextIno namespace.Ino // numbers below are taken, in meta.db or by a call under way
+	readers map[*Fence]struct{}
 }
 
 var (

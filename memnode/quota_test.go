@@ -44,10 +44,14 @@ func TestQuota(t *testing.T) {
 		t.Errorf("Grant of what is left = %+v, %v", g, err)
 	}
 	usage(40, 0)
-	_, err = v.Grant(ctx, a, 1, 1)
+	flushes := p.Traffic().Flushes
+	_, err = v.Grant(ctx, create("d"), 1, 1)
 	wantErr(t, "Grant from a full share", err, region.ErrNoSpace)
 	_, err = v.Clone(ctx, a, namespace.Root, "c", fileInode(), region.Seed{Tree: region.Tree{Root: ga.Super, Height: 1}})
 	wantErr(t, "Clone in a full share", err, region.ErrNoSpace)
+	if got := p.Traffic().Flushes - flushes; got != 0 {
+		t.Errorf("%d flushes for what was refused", got)
+	}
 	if err := v.Return(ctx, a, []region.Run{{Start: ga.Runs[0].Start + 12, N: 8}}); err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +96,7 @@ func TestQuota(t *testing.T) {
 		t.Errorf("Grant without a quota = %+v, %v", g, err)
 	}
 	s, err := p.Share(ctx, "s")
-	if err != nil || s.UsedBytes != 120*region.PageSize || s.Inodes != 2 || s.Quota != 0 || s.Name != "s" || s.Ino != share {
+	if err != nil || s.UsedBytes != 120*region.PageSize || s.Inodes != 3 || s.Quota != 0 || s.Name != "s" || s.Ino != share {
 		t.Errorf("Share = %+v, %v", s, err)
 	}
 	// The rest of the pool has no quota.
@@ -133,9 +137,13 @@ func TestQuotaRace(t *testing.T) {
 		t.Errorf("Grant = %+v, %v, beside %+v; want 30 and 10 slots", g, err, other)
 	}
 	wantSound(t, p)
-	if err := v.Return(ctx, ids[0], []region.Run{{Start: g.Runs[0].Start + 20, N: 10}}); err != nil {
-		t.Fatal(err)
+	back := func(start, n uint64) {
+		t.Helper()
+		if err := v.Return(ctx, ids[0], []region.Run{{Start: g.Runs[0].Start + region.Slot(start), N: n}}); err != nil {
+			t.Fatal(err)
+		}
 	}
+	back(20, 10)
 	meta.before = func() {
 		if other, err = v2.Grant(ctx, ids[1], 3, 3); err != nil {
 			t.Error(err)
@@ -149,9 +157,47 @@ func TestQuotaRace(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	back(10, 10)
 	_, err = v.Clone(ctx, ids[0], namespace.Root, "c", fileInode(), region.Seed{})
+	if err != nil {
+		t.Errorf("Clone into what another left = %v", err)
+	}
+	back(8, 2) // 4 are left
+	back(6, 2)
+	back(4, 2)
+	meta.before = func() {
+		if other, err = v2.Grant(ctx, ids[1], 1, 1); err != nil {
+			t.Error(err)
+		}
+	}
+	_, err = v.Clone(ctx, ids[0], namespace.Root, "d", fileInode(), region.Seed{})
 	wantErr(t, "Clone into what another got", err, region.ErrNoSpace)
 	wantSound(t, p)
+	// Whoever wants more than the quota keeps nothing from others meanwhile.
+	if err := p.SetQuota(ctx, "s", 60*region.PageSize); err != nil {
+		t.Fatal(err)
+	}
+	f := mustCreate(t, p, namespace.Root, "f", fileInode())
+	meta.before = func() { mustGrant(t, p, f.Ino, 900) }
+	if g, err = v.Grant(ctx, ids[0], 1, math.MaxUint64); err != nil || slotsOf(g.Runs) == 0 {
+		t.Errorf("Grant = %+v, %v", g, err)
+	}
+	wantSound(t, p)
+}
+
+// Counters that are wrong are damage, not numbers below zero.
+func TestDamagedCounters(t *testing.T) {
+	p, ctx := newPool(t), t.Context()
+	share := mustShare(t, p, "s", 0)
+	v := p.View(share)
+	_, _, orphan := furnish(t, v, namespace.Root)
+	for _, rec := range []shareRecord{{slots: 100}, {inodes: 100}} {
+		if err := p.meta.update(func(t txn) error { return t.putShare(share, rec) }); err != nil {
+			t.Fatal(err)
+		}
+		_, err := v.Reap(ctx, orphan.Ino)
+		wantErr(t, "Reap", err, ErrCorrupt)
+	}
 }
 
 // hookMeta does something before the next update, or after it.

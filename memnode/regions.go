@@ -1,6 +1,7 @@
 package memnode
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -42,6 +43,10 @@ func (d *directory) SaveCheckpoint(ctx context.Context, id region.ID, cp region.
 	if err := checkCheckpointName(cp.Name); err != nil {
 		return err
 	}
+	return d.saveCheckpoint(ctx, id, cp)
+}
+
+func (d *directory) saveCheckpoint(ctx context.Context, id region.ID, cp region.Checkpoint) error {
 	key := keyName(uint64(id), cp.Name)
 	body := encodeCheckpoint(&cp)
 	if _, err := decodeCheckpoint(cp.Name, body); err != nil {
@@ -213,7 +218,8 @@ func (t txn) joinFamily(src, id region.ID) (family uint64, err error) {
 	return rec.family, t.put(bucketFamilies, key2(rec.family, uint64(id)), encodeMark())
 }
 
-// Reap frees an inode without names. Nothing may use its region any more. If
+// Reap frees an inode without names. Nothing may use its region any more:
+// region.ErrPinned while readers show one of its epochs. If
 // others of its family live, the one with the lowest number, heir, owns its
 // slots from then on: which of them are still needed only a sweep of that region
 // can tell.
@@ -236,6 +242,9 @@ func (t txn) reap(ino namespace.Ino) (heir namespace.Ino, freed []region.Run, er
 	}
 	if n.Nlink > 0 {
 		return 0, nil, namespace.ErrInvalid
+	}
+	if pinned, err := t.pinned(region.ID(ino)); err != nil || pinned {
+		return 0, nil, cmp.Or(err, region.ErrPinned)
 	}
 	state, err := t.state()
 	if err != nil {

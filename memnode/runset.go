@@ -7,17 +7,14 @@ import (
 	"github.com/rpmemfs/rpmemfs/region"
 )
 
-// A runSet is a set of slots: runs that are sorted, apart and do not touch. It does
-// not change.
+// A runSet is a set of slots, but of slot 0: runs that are sorted, apart and do not
+// touch. It does not change.
 type runSet []region.Run
 
 // holds tells whether n bytes from off are all in slots of the set.
 func (s runSet) holds(off int64, n int) bool {
-	if off < 0 {
-		return false
-	}
-	slot := region.Slot(off / region.PageSize)
-	low, high := 0, len(s) // runs before low begin at slot or before it
+	slot := region.Slot(off / region.PageSize) // below 0: slot 0 or beyond all pools
+	low, high := 0, len(s)                     // runs before low begin at slot or before it
 	for low < high {
 		mid := int(uint(low+high) / 2)
 		if s[mid].Start <= slot {

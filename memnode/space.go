@@ -149,6 +149,7 @@ func (p *Pool) untake(runs []region.Run, err error) {
 
 // release makes runs free that a committed transaction took from their owner.
 func (p *Pool) release(runs []region.Run) {
+	p.revoke(runs)
 	if d, ok := p.media.(media.Discarder); ok {
 		for _, r := range runs {
 			if r.N < minDiscardSlots {

@@ -353,6 +353,35 @@ func (im *Image) Freeze(ctx context.Context, name string, now int64) (Checkpoint
 	defer im.cutMu.Unlock()
 	im.commitMu.Lock()
 	defer im.commitMu.Unlock()
+	return im.keep(ctx, name, now)
+}
+
+// Pin is Freeze under the name that the pin of the committed epoch has. If there is
+// one, it is returned, and nothing is written. Epoch 0 needs none: nothing was ever
+// committed.
+func (im *Image) Pin(ctx context.Context, now int64) (Checkpoint, error) {
+	im.cutMu.Lock()
+	defer im.cutMu.Unlock()
+	im.commitMu.Lock() // the epoch stays
+	defer im.commitMu.Unlock()
+	im.mu.Lock()
+	if im.epoch == 0 {
+		defer im.mu.Unlock()
+		return Checkpoint{}, im.err
+	}
+	name := PinName(im.epoch)
+	for _, cp := range im.checkpoints {
+		if cp.Name == name {
+			defer im.mu.Unlock()
+			return cp, nil
+		}
+	}
+	im.mu.Unlock()
+	return im.keep(ctx, name, now)
+}
+
+// keep makes a checkpoint. cutMu and commitMu are held.
+func (im *Image) keep(ctx context.Context, name string, now int64) (Checkpoint, error) {
 	if err := im.freezable(name); err != nil {
 		return Checkpoint{}, err
 	}

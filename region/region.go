@@ -15,6 +15,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
+	"strings"
 
 	"github.com/rpmemfs/rpmemfs/epoch"
 )
@@ -97,6 +99,17 @@ type Checkpoint struct {
 // MaxCheckpointName is the longest checkpoint name in bytes.
 const MaxCheckpointName = 255
 
+// HiddenPrefix begins the names of checkpoints that people do not see.
+const HiddenPrefix = "\x00"
+
+// Hidden reports a checkpoint that no one asked for by name: it is not listed, and
+// cannot be dropped or restored.
+func (c *Checkpoint) Hidden() bool { return strings.HasPrefix(c.Name, HiddenPrefix) }
+
+// PinName is the name of the hidden checkpoint that keeps an epoch for those who read
+// it on other machines.
+func PinName(e epoch.ID) string { return HiddenPrefix + "pin-" + strconv.FormatUint(uint64(e), 10) }
+
 // A Location is what the pool's directory remembers of a region.
 type Location struct {
 	ID          ID
@@ -116,6 +129,8 @@ var (
 	// ErrNoSpace reports that the pool has no slot left. The open epoch stays as
 	// it is; it can commit when space was freed.
 	ErrNoSpace = errors.New("region: no space left in the pool")
+	// ErrPinned reports a region that cannot be freed yet: another machine reads it.
+	ErrPinned = errors.New("region: another machine reads it")
 )
 
 // A CorruptError says where damage is. It matches ErrCorrupt.

@@ -3,8 +3,10 @@ package tests
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -324,8 +326,20 @@ func TestNodeClean(t *testing.T) {
 	dir := fastDir(t)
 	n := newNode(t, dir, nil)
 	m := n.mount(dir, "", "", nil)
+	metrics := "127.0.0.1:" + freePort(t)
+	m.args = append(m.args, "--metrics", metrics)
 	m.start()
 	m.run("sh", "-ec", `cd "$1"; mkdir d; for i in $(seq 50); do echo $i >d/$i; done; mv d/1 x; ln x y; ln -s x z; rm d/2; sync x; cat z`, "sh", m.mnt)
+	for path, want := range map[string]string{"/metrics": "\nrpmemfs_lease_held 1\n", "/healthz": "ok"} {
+		resp, err := http.Get("http://" + metrics + path)
+		must(t, err)
+		body, err := io.ReadAll(resp.Body)
+		must(t, err)
+		must(t, resp.Body.Close())
+		if resp.StatusCode != http.StatusOK || !strings.Contains(string(body), want) {
+			t.Errorf("%s: %s, without %q: %s", path, resp.Status, want, firstBytes(string(body), 4000))
+		}
+	}
 	m.stop()
 	m.start()
 	out := m.run("sh", "-ec", `cd "$1"; ls d | wc -l; cat x y z d/50; stat -c %h x`, "sh", m.mnt)

@@ -70,8 +70,8 @@ status       pools: [{pool, mountpoint, pid, version, owner_uid, started, medium
              open_handles, dirty_pages, poisoned_files, on_close, commits,
              rollbacks, rolled_back_pages, failed_closes, pages_committed,
              bytes_committed, pages_unchanged (that arrived but equal what was there),
-             medium_bytes_written, medium_flushes, error*}]; what counts does so
-             since the daemon's start, the medium's without the directory
+             medium_bytes_written, medium_flushes, lease*: {share, lasts_ns, lost*
+             (why)}, error*}]; what counts does so since the daemon's start, the medium's without the directory
 share ls     shares: [{name, ino, quota_bytes*, used_bytes, lease*}]
 share make, share quota
              name, quota_bytes (0: none)

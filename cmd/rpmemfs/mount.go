@@ -19,6 +19,7 @@ import (
 	"github.com/rpmemfs/rpmemfs/attach"
 	"github.com/rpmemfs/rpmemfs/fs"
 	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/region"
 	"github.com/rpmemfs/rpmemfs/volume"
 )
@@ -32,6 +33,7 @@ type daemon struct {
 	signals chan os.Signal
 
 	source   source
+	metrics  *metricsServer // nil without --metrics
 	volume   *volume.Volume
 	listener net.Listener      // of the control socket; nil without one
 	socket   string            // its path
@@ -105,6 +107,13 @@ func (d *daemon) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	conn := d.source.conn()
+	if d.o.metrics != "" {
+		if d.metrics, err = listenMetrics(d.o.metrics, d.log); err != nil {
+			return err
+		}
+		conn = d.metrics.meter(conn)
+	}
 	if d.listener, d.socket, err = d.o.listenControl(); err != nil {
 		return err
 	}
@@ -116,7 +125,7 @@ func (d *daemon) open(ctx context.Context) error {
 	}
 	d.volume = volume.New(volume.Config{
 		Pool:         d.source,
-		Conn:         d.source.conn(),
+		Conn:         conn,
 		FrameBytes:   int64(d.o.overlay),
 		OnClose:      namespace.OnClose(d.o.onClose),
 		Interval:     d.o.epochs.interval,
@@ -128,6 +137,9 @@ func (d *daemon) open(ctx context.Context) error {
 	})
 	d.members = d.newAttachServer()
 	d.volume.SetMembers(members{d.members})
+	if d.metrics != nil {
+		d.metrics.addMount(d.volume, d.members.Files, d.source.why)
+	}
 	d.server, err = fs.Mount(fs.Config{
 		Volume:     d.volume,
 		Source:     d.o.pool,
@@ -169,6 +181,10 @@ func (d *daemon) serve(ctx context.Context) {
 	}
 	stopLease := background("lease", d.watchLease)
 	stopSignals := background("signals", d.handleSignals)
+	stopMetrics := func() {}
+	if d.metrics != nil {
+		stopMetrics = background("metrics", func(ctx context.Context) error { return d.metrics.run(ctx, d.healthy) })
+	}
 	stopQuiescer := func() {}
 	if d.o.epochs.quiesce.Stop {
 		stopQuiescer = background("epochs of programs that are not attached", d.runQuiescer)
@@ -178,10 +194,23 @@ func (d *daemon) serve(ctx context.Context) {
 	stopQuiescer()
 	stopSignals()
 	stopLease()
+	stopMetrics()
 	stopControl()
 	stopAttach()
 	stopVolume()
 	wg.Wait()
+}
+
+// healthy is the answer of /healthz: why programs cannot commit, or nil.
+func (d *daemon) healthy(ctx context.Context) error {
+	if err := d.source.why(); err != nil {
+		return err
+	}
+	st, err := d.volume.Status(ctx)
+	if err == nil && st.PoisonedFiles > 0 {
+		err = fmt.Errorf("%d files take no more commits", st.PoisonedFiles)
+	}
+	return err
 }
 
 // announce says that the mount is ready, in one line.
@@ -216,6 +245,11 @@ func (d *daemon) close(ctx context.Context) error {
 	if d.volume != nil {
 		errs = append(errs, d.volume.Close(ctx))
 	}
+	if d.metrics != nil {
+		if err := d.metrics.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
 	if d.listener != nil {
 		if err := d.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
@@ -231,7 +265,11 @@ func (d *daemon) close(ctx context.Context) error {
 		// Closing it removed the socket.
 	}
 	if d.source != nil {
-		errs = append(errs, d.source.close())
+		err := d.source.close()
+		if lost := d.source.why(); errors.Is(lost, rdmacache.ErrFenced) {
+			return fmt.Errorf("the lease was lost, and what was not committed with it: %w", lost) // all errors come from that
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }

@@ -23,6 +23,7 @@ type options struct {
 	steal      bool
 	wait       time.Duration // for the lease
 	lease      time.Duration
+	metrics    string // address; empty: none
 	size       byteSize // of a new pool; 0: a default
 	overlay    byteSize // memory of one file's open epoch; 0: a default
 	onClose    closeMode
@@ -106,6 +107,7 @@ func mountCommand() *cobra.Command {
 	f.BoolVar(&o.steal, "steal", false, "take the lease of the share from who has it; what that mount did not commit is lost")
 	f.DurationVar(&o.wait, "wait", longWait, "how long to wait for the lease of the share")
 	f.DurationVar(&o.lease, "lease", 0, "how long the lease lasts without a sign of life (default: as the memory node says)")
+	f.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics and /healthz on this `address`, such as 127.0.0.1:9470")
 	f.StringVar(&o.control, "control", "", "path of the control socket, or none (default in /run/rpmemfs or $XDG_RUNTIME_DIR/rpmemfs)")
 	f.BoolVar(&o.allowOther, "allow-other", false, "let other users in, under the files' permissions (default for root)")
 	f.BoolVar(&o.readOnly, "read-only", false, "refuse every change")

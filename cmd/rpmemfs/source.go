@@ -9,6 +9,7 @@ import (
 
 	"github.com/rpmemfs/rpmemfs/internal/nodeurl"
 	"github.com/rpmemfs/rpmemfs/memnode"
+	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/rdmacache/inproc"
 	"github.com/rpmemfs/rpmemfs/remote"
@@ -53,7 +54,20 @@ func (e *embedded) why() error            { return nil }
 func (e *embedded) close() error          { return errors.Join(e.c.Close(), e.Pool.Close()) }
 
 // leased is a share of a memory node.
-type leased struct{ *remote.Pool }
+type leased struct {
+	*remote.Pool
+	root namespace.Inode // as it was when the lease was taken
+}
+
+// Inode is that of the memory node. The top of the mount can be looked at when the
+// lease is over too: else nobody could ask the mount what is wrong with it.
+func (l leased) Inode(ctx context.Context, ino namespace.Ino) (namespace.Inode, error) {
+	n, err := l.Pool.Inode(ctx, ino)
+	if ino == namespace.Root && errors.Is(err, rdmacache.ErrFenced) {
+		return l.root, nil
+	}
+	return n, err
+}
 
 func (l leased) conn() rdmacache.Conn  { return l.Conn() }
 func (l leased) done() <-chan struct{} { return l.Done() }
@@ -92,7 +106,11 @@ func (o *options) dialNode(ctx context.Context, log *slog.Logger) (source, error
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", u, err)
 	}
-	return leased{p}, nil
+	root, err := p.Inode(ctx, namespace.Root)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", u, err), p.Close())
+	}
+	return leased{p, root}, nil
 }
 
 // watchLease says when the lease is over. The mount stays, and answers EIO.

@@ -1,8 +1,8 @@
 // Bench measures rpmemfs against go-fuse's own loopback file system without
 // passthrough, on the same tmpfs, in one run: medians and their ratios. The
 // machine's noise hits both sides alike, because rounds alternate. Programs with
-// restart points are measured against the same programs in ordinary memory; their
-// rows name what is in the second column.
+// restart points are measured against the same programs in ordinary memory, and a
+// memory node against bare TCP; their rows name what is in the second column.
 //
 //	go run ./tests/bench [-rounds PERCENT] [-only NAME]
 //
@@ -48,6 +48,7 @@ type bench struct {
 	rpmemfs  string // built programs
 	rpmemctl string
 	loopback string
+	peer     string
 	store    string
 	pmemobj  bool // there are programs on libpmemobj
 	percent  int
@@ -85,6 +86,11 @@ func run(percent int, only string) (err error) {
 		{"hashmap", b.hashmap},
 		{"queue", b.queue},
 		{"heap", b.heap},
+		{"node: commit", b.nodeCommit},
+		{"node: push", b.nodePush},
+		{"node: scale", b.nodeScale},
+		{"node: failover", b.nodeFailover},
+		{"node: read", b.nodeRead},
 	} {
 		if !strings.Contains(m.name, only) {
 			continue
@@ -103,11 +109,12 @@ func (b *bench) build() error {
 	bin := filepath.Join(b.dir, "bin")
 	b.rpmemfs, b.rpmemctl = filepath.Join(bin, "rpmemfs"), filepath.Join(bin, "rpmemctl")
 	b.loopback, b.store = filepath.Join(bin, "loopback"), filepath.Join(bin, "store")
+	b.peer = filepath.Join(bin, "peer")
 	if err := os.Mkdir(bin, 0o755); err != nil {
 		return err
 	}
 	for _, args := range [][]string{
-		{"go", "build", "-o", bin + "/", "./cmd/...", "./tests/bench/loopback"},
+		{"go", "build", "-o", bin + "/", "./cmd/...", "./tests/bench/loopback", "./tests/bench/peer"},
 		{"gcc", "-std=c11", "-O2", "-o", b.store, "tests/c/store.c"},
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {

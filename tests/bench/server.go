@@ -29,9 +29,21 @@ type server struct {
 
 // serve starts a daemon and waits for its line "mounted".
 func serve(mnt, name string, args ...string) (*server, error) {
-	// It exists after a kill, as a dead mount that nothing may touch.
-	if err := os.Mkdir(mnt, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+	s, err := launch(mnt, name, args...)
+	if err != nil {
 		return nil, err
+	}
+	_, err = s.await("mounted")
+	return s, err
+}
+
+// launch starts a daemon, on a directory if it is one that mounts.
+func launch(mnt, name string, args ...string) (*server, error) {
+	if mnt != "" {
+		// It exists after a kill, as a dead mount that nothing may touch.
+		if err := os.Mkdir(mnt, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return nil, err
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	s := &server{mnt: mnt, cmd: exec.CommandContext(ctx, name, args...), cancel: cancel}
@@ -47,12 +59,20 @@ func serve(mnt, name string, args ...string) (*server, error) {
 		return nil, err
 	}
 	s.out = bufio.NewScanner(pipe)
-	if !s.out.Scan() || !strings.HasPrefix(s.out.Text(), "mounted") {
-		cancel()
-		return nil, errors.Join(fmt.Errorf("%s: not mounted: %q", name, s.out.Text()), s.cmd.Wait())
+	return s, nil
+}
+
+// await waits for the daemon's first line, which begins with word, and returns the
+// rest of it. After an error the daemon has ended.
+func (s *server) await(word string) (string, error) {
+	s.out.Scan()
+	rest, ok := strings.CutPrefix(s.out.Text(), word+" ")
+	if !ok {
+		s.cancel()
+		return "", errors.Join(fmt.Errorf("%s: not %s: %q", s.cmd.Path, word, s.out.Text()), s.cmd.Wait())
 	}
 	s.ready = time.Now()
-	return s, nil
+	return rest, nil
 }
 
 // stop unmounts and returns what the daemon still said.
@@ -103,21 +123,29 @@ func (b *bench) pair(size string) (ours, theirs *server, err error) {
 // does for its own: else the flusher would send most pages before the system call
 // that is timed.
 func (s *server) relaxWriteback() error {
-	table, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(table)) {
-		fields := strings.Fields(line)
-		if len(fields) < 5 || fields[4] != s.mnt {
-			continue
+	for _, mount := range mounts() {
+		if mount.dir == s.mnt {
+			dir := filepath.Join("/sys/class/bdi", mount.device)
+			return errors.Join(
+				os.WriteFile(filepath.Join(dir, "strict_limit"), []byte("0"), 0),
+				os.WriteFile(filepath.Join(dir, "max_ratio"), []byte("100"), 0))
 		}
-		dir := filepath.Join("/sys/class/bdi", fields[2])
-		return errors.Join(
-			os.WriteFile(filepath.Join(dir, "strict_limit"), []byte("0"), 0),
-			os.WriteFile(filepath.Join(dir, "max_ratio"), []byte("100"), 0))
 	}
 	return fmt.Errorf("%s is not mounted", s.mnt)
+}
+
+// A mounted is a mount of this machine.
+type mounted struct{ device, dir string }
+
+// mounts lists the mounts of this machine; none if /proc cannot tell.
+func mounts() (all []mounted) {
+	table, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(table)) {
+		if fields := strings.Fields(line); len(fields) > 4 {
+			all = append(all, mounted{fields[2], fields[4]})
+		}
+	}
+	return all
 }
 
 // unpair stops both, makes sure that the loopback file system was not passed
@@ -136,15 +164,21 @@ func (b *bench) unpair(ours, theirs *server) error {
 
 // abandon takes away the mounts that a failed measurement left.
 func (b *bench) abandon() {
-	for _, mnt := range []string{"mnt", "loop"} {
-		// Busy or not: the daemons end with this process, and there may be none.
-		_ = syscall.Unmount(filepath.Join(b.dir, mnt), syscall.MNT_DETACH)
+	for _, mount := range mounts() {
+		if strings.HasPrefix(mount.dir, b.dir+"/") {
+			// Busy or not: the daemons end with this process.
+			_ = syscall.Unmount(mount.dir, syscall.MNT_DETACH)
+		}
 	}
 }
 
-// discard removes pool and files of a measurement.
+// discard removes the pools and files of a measurement.
 func (b *bench) discard() error {
-	return errors.Join(os.RemoveAll(filepath.Join(b.dir, "pool")), os.RemoveAll(filepath.Join(b.dir, "original")))
+	var err error
+	for _, name := range []string{"pool", "own", "original"} {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(b.dir, name)))
+	}
+	return err
 }
 
 // A storer is a running helper of tests/c/store.c on one file.

@@ -30,6 +30,9 @@ type Break struct {
 	Pieces bool  // calls move a part of what they could
 }
 
+// Lateness is how long a Late fault keeps bytes.
+const Lateness = 15 * time.Millisecond
+
 // errBroken is what the end sees that wraps a connection.
 var errBroken = errors.New("conntest: connection broken")
 
@@ -96,7 +99,7 @@ func (c *brokenConn) Write(p []byte) (int, error) {
 			rest := append([]byte(nil), p[done:]...)
 			c.broken.Store(true)
 			go func() { // the network has it, and nobody can call it back
-				time.Sleep(time.Duration(len(rest)%7) * time.Millisecond)
+				time.Sleep(Lateness)
 				_ = c.Conn.SetWriteDeadline(time.Now().Add(time.Second))
 				_, _ = c.Conn.Write(rest)
 				_ = c.Conn.Close()

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -198,6 +199,7 @@ func TestGarbageInsteadOfRequests(t *testing.T) {
 	address := n.serve(t, ServerConfig{})
 	page := make([]byte, 4096)
 	write := header{kind: kindWrite, length: 4096, sequence: 1}
+	stream := uint64(0)
 	for name, say := range map[string][]byte{
 		"noise":             bytes.Repeat([]byte{0xa5}, 1000),
 		"long write":        sealed(header{kind: kindWrite, length: maxData + 1, sequence: 1}, nil),
@@ -217,15 +219,21 @@ func TestGarbageInsteadOfRequests(t *testing.T) {
 		"truncated big one": sealed(header{kind: kindWrite, length: maxData, sequence: 1}, page)[:headerSize+4096],
 	} {
 		r := connectRaw(t, address)
-		if _, err := r.greet(hello{stream: 1}); err != nil {
+		stream++
+		if _, err := r.greet(hello{stream: stream}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := r.nc.Write(say); err != nil {
 			t.Fatal(err)
 		}
 		_ = r.nc.(*net.TCPConn).CloseWrite()
-		if b, err := io.ReadAll(r.nc); err != nil && !errors.Is(err, io.EOF) && len(b) == 0 && isTimeout(err) {
+		b, err := io.ReadAll(r.nc)
+		if isTimeout(err) {
 			t.Errorf("%s: the connection stays open", name)
+		}
+		var h header
+		if truncated := strings.HasPrefix(name, "truncated"); !truncated && (len(b) < headerSize || h.decode(b) != nil || h.code != codeProtocol) {
+			t.Errorf("%s: answer %x, %v, want ERROR with code %d", name, b, err, codeProtocol)
 		}
 		mustWork(t, address)
 	}
@@ -264,6 +272,7 @@ func mustWork(t *testing.T, address string) {
 func TestNewConnectionWaitsForOld(t *testing.T) {
 	n := newNode("dax")
 	inside, gate := make(chan struct{}), make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
 	var first atomic.Bool
 	n.write = func([]byte, int64) error {
 		if first.CompareAndSwap(false, true) {
@@ -273,6 +282,7 @@ func TestNewConnectionWaitsForOld(t *testing.T) {
 		return nil
 	}
 	address := n.serve(t, ServerConfig{})
+	defer open()
 	old := connectRaw(t, address)
 	if _, err := old.greet(hello{stream: 1, attempt: 1}); err != nil {
 		t.Fatal(err)
@@ -297,7 +307,7 @@ func TestNewConnectionWaitsForOld(t *testing.T) {
 		t.Fatalf("welcomed while the old connection writes: %v", err)
 	case <-time.After(100 * time.Millisecond):
 	}
-	close(gate)
+	open()
 	if err := <-welcomed; err != nil {
 		t.Fatal(err)
 	}

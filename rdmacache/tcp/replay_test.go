@@ -112,6 +112,10 @@ func TestReplayAfterEachByte(t *testing.T) {
 			}
 			t.Run(fmt.Sprintf("%d/%v", fault, reads), func(t *testing.T) {
 				t.Parallel()
+				step := step
+				if fault == conntest.Late {
+					step *= 13 // each takes its time
+				}
 				for at := int64(0); ; at += step {
 					b := conntest.Break{Fault: fault, Writes: at, Reads: -1}
 					if reads {
@@ -176,6 +180,9 @@ func brokenAt(t *testing.T, b conntest.Break) bool {
 		if string(s.Durable(0, 300)) != string(want) {
 			t.Fatalf("%+v: flush %d: not durable", b, i)
 		}
+	}
+	if b.Fault == conntest.Late {
+		time.Sleep(2 * conntest.Lateness)
 	}
 	_ = c.Close()
 	stop()

@@ -38,7 +38,7 @@ var (
 	ErrNoXattr      = errors.New("namespace: no such attribute")
 	ErrTooBig       = errors.New("namespace: attribute too big")
 	ErrTooManyLinks = errors.New("namespace: too many links")
-	// ErrCrossShare reports a rename or link from one share to another.
+	// ErrCrossShare reports a rename, link or clone into, out of or between shares.
 	ErrCrossShare = errors.New("namespace: source and target are of different shares")
 )
 
@@ -103,7 +103,10 @@ type Usage struct {
 // A Directory keeps the names and attributes of a pool.
 //
 // An inode whose last name is gone stays, with Nlink 0, until Reap; opening the
-// pool reaps what a crash left.
+// pool reaps what a crash left, or, in a share, the next lease of it.
+//
+// What is below a share stays there: Link and Rename across its border are
+// ErrCrossShare.
 type Directory interface {
 	Lookup(ctx context.Context, parent Ino, name string) (Inode, error)
 	Inode(ctx context.Context, ino Ino) (Inode, error)
@@ -121,7 +124,7 @@ type Directory interface {
 	Rename(ctx context.Context, oldParent Ino, oldName string, newParent Ino, newName string, flags RenameFlags) (*Inode, error)
 	ReadDir(ctx context.Context, ino Ino) ([]Entry, error)
 	// Update changes an inode's attributes in one transaction. change must not
-	// touch Ino, Nlink, Parent or the type bits of Mode.
+	// touch Ino, Nlink, Parent, Share or the type bits of Mode.
 	Update(ctx context.Context, ino Ino, change func(*Inode)) (Inode, error)
 	// Reap frees an inode without names, and its region with all checkpoints.
 	// It is ErrInvalid while names remain. Slots that clones still share pass to

@@ -19,11 +19,12 @@ type network struct {
 
 // A host is one namespace, seen from which the memory node is at hub.
 type host struct {
-	net   *network
-	space string // name of the namespace
-	cable string // the end of its cable in the namespace of the hub; empty for the hub
-	addr  string // its own
-	hub   string
+	net    *network
+	number int    // of the cable
+	space  string // name of the namespace
+	cable  string // the end of its cable in the namespace of the hub; empty for the hub
+	addr   string // its own
+	hub    string
 }
 
 // networks counts, so that names differ in a run.
@@ -56,31 +57,38 @@ func (n *network) join() *host {
 	n.t.Helper()
 	n.spokes++
 	h := &host{
-		net:   n,
-		space: fmt.Sprintf("%s-%d", n.prefix, n.spokes),
-		cable: fmt.Sprintf("c%d", n.spokes),
-		addr:  fmt.Sprintf("10.99.%d.2", n.spokes),
-		hub:   fmt.Sprintf("10.99.%d.1", n.spokes),
+		net:    n,
+		number: n.spokes,
+		space:  fmt.Sprintf("%s-%d", n.prefix, n.spokes),
+		cable:  fmt.Sprintf("c%d", n.spokes),
+		addr:   fmt.Sprintf("10.99.%d.2", n.spokes),
+		hub:    fmt.Sprintf("10.99.%d.1", n.spokes),
 	}
 	hub := n.prefix + "-m"
 	n.space(h.space)
-	n.ip("-n", hub, "link", "add", h.cable, "type", "veth", "peer", "name", "eth0", "netns", h.space)
+	n.ip("-n", hub, "link", "add", h.cable, "address", h.mac(1), "type", "veth",
+		"peer", "name", "eth0", "address", h.mac(2), "netns", h.space)
 	n.ip("-n", hub, "addr", "add", h.hub+"/24", "dev", h.cable)
 	n.ip("-n", h.space, "addr", "add", h.addr+"/24", "dev", "eth0")
 	n.ip("-n", hub, "link", "set", h.cable, "up")
 	n.ip("-n", h.space, "link", "set", "eth0", "up")
+	h.mend()
 	return h
 }
 
-// cut takes the cable out, mend puts it back. Packets are lost in between; no
-// connection is reset.
-func (h *host) cut() {
+// mac is the Ethernet address of an end of the cable.
+func (h *host) mac(end int) string { return fmt.Sprintf("02:00:00:00:%02x:%02x", h.number, end) }
+
+// cut loses every packet of the cable from now on, mend none. Nothing is told to
+// anyone: packets go to an Ethernet address that nobody has. (A link that is set down
+// and up again is noticed by the kernel up to a second late.)
+func (h *host) cut()  { h.net.t.Helper(); h.neighbours("02:ff:ff:ff:ff:ff", "02:ff:ff:ff:ff:ff") }
+func (h *host) mend() { h.net.t.Helper(); h.neighbours(h.mac(2), h.mac(1)) }
+
+func (h *host) neighbours(own, hub string) {
 	h.net.t.Helper()
-	h.net.ip("-n", h.net.prefix+"-m", "link", "set", h.cable, "down")
-}
-func (h *host) mend() {
-	h.net.t.Helper()
-	h.net.ip("-n", h.net.prefix+"-m", "link", "set", h.cable, "up")
+	h.net.ip("-n", h.net.prefix+"-m", "neigh", "replace", h.addr, "lladdr", own, "nud", "permanent", "dev", h.cable)
+	h.net.ip("-n", h.space, "neigh", "replace", h.hub, "lladdr", hub, "nud", "permanent", "dev", "eth0")
 }
 
 // command runs a program in the namespace.

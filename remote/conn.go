@@ -37,7 +37,7 @@ func (p *Pool) connect(ctx context.Context, cfg Config, host string) error {
 	defer cancel()
 	data, err := tcp.Dial(ctx, tcp.Config{
 		Connect: func(ctx context.Context) (net.Conn, error) {
-			if err := p.check(); err != nil {
+			if err := p.over(); err != nil {
 				return nil, err
 			}
 			return dialData(ctx, cfg, address, security)

@@ -85,6 +85,34 @@ func TestDataPathLost(t *testing.T) {
 	}
 }
 
+// The data path may be the first to notice that the lease is over, when it connects
+// again. The session ends all the same, and waits for nobody for ever.
+func TestDataPathNoticesTheEnd(t *testing.T) {
+	n := newNode(t, 30*time.Second)
+	way := n.path()
+	p := n.open(remote.Config{Address: way.address()})
+	p.Expire()
+	way.data.cut()
+	time.Sleep(200 * time.Millisecond) // it connects again at once
+	closed := make(chan error, 1)
+	go func() { closed <- errors.Join(p.Conn().Flush(ctx), p.Close()) }()
+	select {
+	case err := <-closed:
+		wantErr(t, "flush and close", err, rdmacache.ErrFenced)
+	case <-time.After(patience):
+		t.Fatal("close hangs")
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- p.Conn().Close() }()
+	select {
+	case err := <-ended:
+		wantErr(t, "close of the data path again", err, tcp.ErrClosed)
+	case <-time.After(patience):
+		t.Fatal("the data path does not end")
+	}
+	over(t, p, time.Second)
+}
+
 // Writes are on their way when Write returns. They are there before the slots go
 // to somebody else.
 func TestWritesBeforeReturn(t *testing.T) {

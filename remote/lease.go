@@ -105,11 +105,17 @@ func (p *Pool) keepAlive(within time.Duration) error {
 // check returns why the session is over, if it is. A process that was stopped past
 // its lease learns that here, before it asks or believes anything.
 func (p *Pool) check() error {
-	if err := p.Err(); err != nil {
-		return err
-	}
-	if p.lease.left() == 0 {
-		p.end(fmt.Errorf("%w (memory node %s has not answered for %v)", rdmacache.ErrFenced, p.address, p.lease.length))
+	if err := p.over(); err != nil {
+		p.end(err)
 	}
 	return p.Err()
+}
+
+// over is check for the data path's own goroutines: it ends nothing, for the end of
+// the session waits for them.
+func (p *Pool) over() error {
+	if err := p.Err(); err != nil || p.lease.left() > 0 {
+		return err
+	}
+	return fmt.Errorf("%w (memory node %s has not answered for %v)", rdmacache.ErrFenced, p.address, p.lease.length)
 }

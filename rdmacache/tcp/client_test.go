@@ -165,6 +165,39 @@ func TestPatienceStartsAgain(t *testing.T) {
 	}
 }
 
+// Trouble is over when what was sent again has arrived, though nobody flushes: a
+// break much later begins to count anew.
+func TestOldTroubleIsForgotten(t *testing.T) {
+	const patience = 300 * time.Millisecond
+	s := conntest.NewStore(1<<20, dax)
+	var mu sync.Mutex
+	var conns []net.Conn
+	address := serve(t, one{s}, func(l net.Listener) net.Listener {
+		return &conntest.Listener{Listener: l, Wrap: func(nc net.Conn) net.Conn {
+			mu.Lock()
+			defer mu.Unlock()
+			conns = append(conns, nc)
+			return nc
+		}}
+	})
+	cut := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		_ = conns[len(conns)-1].Close()
+	}
+	c := dial(t, tcp.Config{Connect: dialer(address), Patience: patience})
+	for range 3 {
+		if err := c.Write(t.Context(), []byte{1}, 0); err != nil {
+			t.Fatal(err)
+		}
+		cut()
+		time.Sleep(2 * patience)
+	}
+	if err := c.Flush(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 // A medium that takes long is not a node that is lost.
 func TestSlowMedium(t *testing.T) {
 	for _, kind := range []string{"file", "dax"} {

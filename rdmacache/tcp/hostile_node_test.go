@@ -6,6 +6,8 @@ import (
 	"net"
 	"testing"
 	"time"
+
+	"github.com/rpmemfs/rpmemfs/rdmacache"
 )
 
 // Whatever a memory node answers, the client neither panics nor hangs, and takes no
@@ -23,7 +25,7 @@ func FuzzClient(f *testing.F) {
 		dials := 0
 		cfg := Config{Patience: minPatience, Connect: func(context.Context) (net.Conn, error) {
 			if dials++; dials > 1 {
-				return nil, io.ErrClosedPipe
+				return nil, rdmacache.ErrFenced // do not try again
 			}
 			here, there := net.Pipe()
 			go func() {

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/rpmemfs/rpmemfs/remote"
@@ -60,11 +61,23 @@ func (w *world) fault(rng *rand.Rand, kind string) {
 			h.lag = time.Duration(rng.Int64N(int64(3 * w.lease)))
 		})
 	default:
-		w.counts.replays.Add(1)
-		w.note("%s: what it sent arrives again", h.name)
-		w.background.Add(1)
-		if err := h.replay(rng.Int(), w.background.Done); err != nil {
-			w.note("%s: %v", h.name, err)
+		w.replay(rng)
+	}
+}
+
+// replay sends once more what a session sent that is over.
+func (w *world) replay(rng *rand.Rand) {
+	w.mu.Lock()
+	tenures := slices.Clone(w.tenures)
+	w.mu.Unlock()
+	rng.Shuffle(len(tenures), func(i, j int) { tenures[i], tenures[j] = tenures[j], tenures[i] })
+	for _, t := range tenures {
+		if t.fenced() {
+			w.counts.replays.Add(1)
+			w.note("%s: what it sent arrives again", t.host.name)
+			which := rng.Int()
+			w.background.Go(func() { t.host.replay(which) })
+			return
 		}
 	}
 }

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -459,29 +458,21 @@ func (p *pipe) take(b []byte, passes bool) (n int, wait time.Duration, err error
 	return n, 0, nil
 }
 
-// replay sends once more what a dead connection of the host sent, as a network or a
-// machine that was paused may do. It goes on in the background and ends soon.
-func (h *host) replay(which int, done func()) error {
+// replay sends once more what a connection of the host to the data port sent, over a
+// connection of its own.
+func (h *host) replay(which int) {
 	h.net.mu.Lock()
-	if len(h.streams) == 0 {
-		h.net.mu.Unlock()
-		done()
-		return fmt.Errorf("nothing was sent")
+	var b []byte
+	if len(h.streams) > 0 {
+		b = h.streams[which%len(h.streams)]
 	}
-	b := h.streams[which%len(h.streams)]
 	h.net.mu.Unlock()
-	again := h.net.newHost(h.name + " again")
-	nc, err := again.connect(dataPort)
+	nc, err := h.net.newHost(h.name).connect(dataPort)
 	if err != nil {
-		done()
-		return err
+		return
 	}
-	go func() {
-		defer done()
-		defer nc.Close()
-		_ = nc.SetReadDeadline(time.Now().Add(time.Second))
-		_, _ = nc.Write(b)
-		_, _ = io.Copy(io.Discard, nc)
-	}()
-	return nil
+	defer nc.Close()
+	_ = nc.SetReadDeadline(time.Now().Add(time.Second))
+	_, _ = nc.Write(b)
+	_, _ = io.Copy(io.Discard, nc) // until it is refused
 }

@@ -25,6 +25,7 @@ type world struct {
 
 	mu          sync.Mutex // guards the fields below
 	hosts       []*host    // alive
+	tenures     []*tenure  // all
 	generations map[uint64]bool
 	trace       []string
 	failures    []string
@@ -62,14 +63,16 @@ func (w *world) failed() bool {
 	return len(w.failures) > 0
 }
 
-// checkGeneration fails if a lease's generation was another's.
-func (w *world) checkGeneration(g uint64) {
+// granted notes a session that was opened. No other has its generation.
+func (w *world) granted(t *tenure) {
 	w.mu.Lock()
+	w.tenures = append(w.tenures, t)
+	g := t.pool.Generation()
 	taken := w.generations[g]
 	w.generations[g] = true
 	w.mu.Unlock()
 	if taken {
-		w.fail("generation %d was granted twice", g)
+		w.fail("P4: generation %d was granted twice", g)
 	}
 }
 

@@ -254,7 +254,7 @@ func (w *leaseWorld) aftermath(ctx context.Context) error {
 		}
 		now, err := p.Share(ctx, s.Name)
 		if err != nil || now.Inodes != uint64(len(entries))+1 {
-			return fmt.Errorf("share %q has %d inodes, %w, and %d names", s.Name, now.Inodes, err, len(entries))
+			return fmt.Errorf("share %q has %d inodes, %v, and %d names", s.Name, now.Inodes, err, len(entries))
 		}
 	}
 	var problems []error

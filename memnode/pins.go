@@ -85,11 +85,11 @@ func (p *Pool) revoke(freed []region.Run) {
 
 // SavePin keeps a committed epoch, durably, for readers. cp is what region.Image.Pin
 // returned. A pin of the epoch that is there already stays.
-func (p *Pool) SavePin(ctx context.Context, id region.ID, cp region.Checkpoint) error {
-	if cp.Epoch == 0 || cp.Name != region.PinName(cp.Epoch) || uint64(cp.Tree.Root) >= p.slots {
+func (d *directory) SavePin(ctx context.Context, id region.ID, cp region.Checkpoint) error {
+	if cp.Epoch == 0 || cp.Name != region.PinName(cp.Epoch) || uint64(cp.Tree.Root) >= d.pool.slots {
 		return fmt.Errorf("pin epoch %d of region %d: %w", cp.Epoch, id, namespace.ErrInvalid)
 	}
-	err := p.directory.saveCheckpoint(ctx, id, cp)
+	err := d.saveCheckpoint(ctx, id, cp)
 	if err != nil && !errors.Is(err, namespace.ErrExist) {
 		return fmt.Errorf("pin epoch %d of region %d: %w", cp.Epoch, id, err)
 	}

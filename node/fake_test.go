@@ -93,6 +93,10 @@ func (f *fakeStore) open(_ context.Context, share namespace.Ino) (*memnode.View,
 	return nil, f.fences[share], nil
 }
 
+func (f *fakeStore) openReader(context.Context, namespace.Ino) (*memnode.View, fence, error) {
+	return nil, &fakeFence{gate: make(chan struct{}, 1), ended: make(chan struct{})}, nil
+}
+
 func (f *fakeStore) names(context.Context) (map[namespace.Ino]string, error) {
 	return map[namespace.Ino]string{2: "two"}, nil
 }

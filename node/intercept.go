@@ -86,7 +86,10 @@ func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 	if !strings.HasPrefix(info.FullMethod, servicePrefix) {
 		return handle(srv, stream) // reflection
 	}
-	session, _, err := s.sessionOf(stream.Context())
+	session, t, err := s.sessionOf(stream.Context())
+	if err == nil && info.FullMethod == nodepb.Node_Watch_FullMethodName && t.readOnly() {
+		err = errReadOnly // it can pin nothing
+	}
 	if err == nil {
 		ctx, cancel := session.bind(stream.Context())
 		defer cancel()

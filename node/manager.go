@@ -33,10 +33,14 @@ type manager struct {
 	log   *slog.Logger
 
 	stopping chan struct{} // closed by stop
+	// readerGone is told of each reader whose session is over, before anybody else
+	// is. Set before the first session.
+	readerGone func(*session)
 
 	mu       sync.Mutex // guards the fields below, and the state of every session
 	stopped  bool
 	sessions map[namespace.Ino]*session // by share
+	readers  map[sessionID]*session     // live and ending, without a lease
 	tokens   map[tokenHash]*session     // live and ending
 	queue    []*waiter                  // in the order of their turns
 	obits    map[tokenHash]error        // why late callers are fenced
@@ -48,6 +52,7 @@ type manager struct {
 // Stats are what a node has, and what it counted since it started.
 type Stats struct {
 	Sessions int // that hold a lease
+	Readers  int // sessions without one
 	Waiting  int // callers, for a lease
 
 	Granted   uint64 // leases; those that the restart found are not counted
@@ -64,6 +69,7 @@ func newManager(st store, log *slog.Logger) *manager {
 		log:      log,
 		stopping: make(chan struct{}),
 		sessions: make(map[namespace.Ino]*session),
+		readers:  make(map[sessionID]*session),
 		tokens:   make(map[tokenHash]*session),
 		obits:    make(map[tokenHash]error),
 	}
@@ -116,7 +122,7 @@ func (m *manager) begin(s *session) {
 func (m *manager) expire(s *session) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if s.state != live || m.stopped || m.overdue(s) {
+	if s.state != live || m.stopped || s.req.own || m.overdue(s) {
 		return
 	}
 	s.timer.Reset(time.Until(s.deadline))
@@ -158,6 +164,10 @@ func (m *manager) end(s *session, why string) {
 // finish waits until nothing of s is under way, and passes its share on.
 func (m *manager) finish(s *session) {
 	s.fence.End()
+	if s.req.reader {
+		m.finishReader(s)
+		return
+	}
 	// The next lease is granted in any case: if the record could not go, the pool
 	// is poisoned and refuses that itself.
 	err := m.store.EndLease(context.Background(), s.lease.Share, s.lease.Session)
@@ -166,13 +176,18 @@ func (m *manager) finish(s *session) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s.state = over
 	delete(m.sessions, s.lease.Share)
+	m.conclude(s)
+	m.dispatch()
+}
+
+// conclude makes an ending session over. mu is held.
+func (m *manager) conclude(s *session) {
+	s.state = over
 	hash := tokenHash(s.lease.TokenHash)
 	delete(m.tokens, hash)
 	m.bury(hash, s.why)
 	close(s.gone)
-	m.dispatch()
 }
 
 // bury keeps why a session ended, for callers who come late. mu is held.
@@ -260,6 +275,9 @@ func (m *manager) close(ctx context.Context, id sessionID, t token) error {
 func (m *manager) endShare(ctx context.Context, share namespace.Ino, only *sessionID) error {
 	m.mu.Lock()
 	s := m.sessions[share]
+	if only != nil && m.readers[*only] != nil && m.readers[*only].lease.Share == share {
+		s = m.readers[*only]
+	}
 	if s == nil || s.state == opening || only != nil && s.lease.Session != *only {
 		m.mu.Unlock()
 		return fmt.Errorf("%w: no such session", namespace.ErrNotExist)
@@ -333,6 +351,6 @@ func (m *manager) stats() Stats {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	st := m.counts
-	st.Sessions, st.Waiting = len(m.tokens), len(m.queue)
+	st.Sessions, st.Readers, st.Waiting = len(m.tokens)-len(m.readers), len(m.readers), len(m.queue)
 	return st
 }

@@ -74,6 +74,7 @@ type Server struct {
 	cfg      Config // immutable, defaults filled in
 	log      *slog.Logger
 	sessions *manager
+	pins     *pins
 	checking chan struct{} // full while a Check runs
 	dataPort uint32        // set by Run before it serves
 }
@@ -86,10 +87,12 @@ func NewServer(cfg Config) *Server {
 	if cfg.Lease == 0 {
 		cfg.Lease = DefaultLease
 	}
+	sessions := newManager(poolStore{cfg.Pool}, cfg.Log)
 	return &Server{
 		cfg:      cfg,
 		log:      cfg.Log,
-		sessions: newManager(poolStore{cfg.Pool}, cfg.Log),
+		sessions: sessions,
+		pins:     newPins(cfg.Pool, sessions, cfg.Log),
 		checking: make(chan struct{}, 1),
 	}
 }

@@ -23,7 +23,8 @@ func (s *Server) Open(ctx context.Context, req *nodepb.OpenRequest) (*nodepb.Ope
 	}
 	name := defaultShare(id, req.GetShare())
 	// A reader may wait for its turn, but not end a writer's.
-	if err := mayOpen(id, name, req.GetReadOnly() && !req.GetSteal()); err != nil {
+	readOnly := req.GetReadOnly() || req.GetReader()
+	if err := mayOpen(id, name, readOnly && !req.GetSteal()); err != nil {
 		return nil, err
 	}
 	open := openRequest{
@@ -32,7 +33,8 @@ func (s *Server) Open(ctx context.Context, req *nodepb.OpenRequest) (*nodepb.Ope
 		holder:   req.GetHolder(),
 		wait:     time.Duration(min(req.GetWait(), uint64(maxWait))),
 		steal:    req.GetSteal(),
-		readOnly: req.GetReadOnly(),
+		readOnly: readOnly,
+		reader:   req.GetReader(),
 	}
 	if open.holder == "" {
 		open.holder = "somebody"
@@ -40,14 +42,14 @@ func (s *Server) Open(ctx context.Context, req *nodepb.OpenRequest) (*nodepb.Ope
 	if err := s.checkOpen(req, &open); err != nil {
 		return nil, err
 	}
-	if open.share, err = s.findShare(ctx, name, req.GetCreate() && !req.GetReadOnly()); err != nil {
+	if open.share, err = s.findShare(ctx, name, req.GetCreate() && !readOnly); err != nil {
 		return nil, err
 	}
 	usage, err := s.cfg.Pool.Usage(ctx)
 	if err != nil {
 		return nil, err
 	}
-	opened, err := s.sessions.open(ctx, open)
+	opened, err := s.sessions.openAny(ctx, open)
 	if err != nil {
 		return nil, err
 	}

@@ -11,7 +11,8 @@ import (
 	"github.com/rpmemfs/rpmemfs/namespace"
 )
 
-// stealWait is how long a thief waits for what its victim has under way.
+// stealWait is how long a thief waits for what its victim has under way, and anybody
+// for the node itself.
 const stealWait = time.Minute
 
 // An openRequest is what a caller wants to open.
@@ -24,13 +25,15 @@ type openRequest struct {
 	wait     time.Duration
 	steal    bool
 	readOnly bool
+	reader   bool  // without a lease
+	own      bool  // of the node itself, for a moment: it does not expire
 	nonce    nonce // zero: none
 }
 
 // repeats tells whether r is the same request again, whose answer was lost.
 func (r *openRequest) repeats(old *openRequest) bool {
 	return r.nonce != (nonce{}) && r.nonce == old.nonce &&
-		r.identity == old.identity && r.share == old.share && r.readOnly == old.readOnly
+		r.identity == old.identity && r.share == old.share && r.readOnly == old.readOnly && r.reader == old.reader
 }
 
 // A waiter waits for its turn to hold a share.
@@ -161,7 +164,7 @@ func (m *manager) holder(share namespace.Ino) *session {
 // await returns the session whose turn it is, or why the waiting ended.
 func (m *manager) await(ctx context.Context, w *waiter) (*session, error) {
 	wait := w.req.wait
-	if w.req.steal {
+	if w.req.steal || m.isOwn(w.req.share) {
 		wait = max(wait, stealWait)
 	}
 	timer := time.NewTimer(wait)

@@ -70,6 +70,7 @@ type session struct {
 	life    context.Context
 	cancel  context.CancelCauseFunc
 	answers answers
+	watch   watch
 	opened  chan struct{} // closed when it is opening no longer
 	gone    chan struct{} // closed when it is over
 
@@ -81,6 +82,8 @@ type session struct {
 	spared   bool // the deadline was put off since
 	timer    *time.Timer
 	why      error // set when the session begins to end; matches rdmacache.ErrFenced
+
+	pins int // that a reader has; guarded by pins.mu
 }
 
 // conflict tells whether two shares cannot be leased at a time: the pool contains
@@ -101,6 +104,8 @@ type store interface {
 	EndLease(ctx context.Context, share namespace.Ino, session [16]byte) error
 	Leases(ctx context.Context) ([]memnode.Lease, error)
 	open(ctx context.Context, share namespace.Ino) (*memnode.View, fence, error)
+	// openReader is open for a session without a lease.
+	openReader(ctx context.Context, share namespace.Ino) (*memnode.View, fence, error)
 	names(ctx context.Context) (map[namespace.Ino]string, error) // of the shares
 }
 
@@ -108,7 +113,14 @@ type store interface {
 type poolStore struct{ *memnode.Pool }
 
 func (p poolStore) open(ctx context.Context, share namespace.Ino) (*memnode.View, fence, error) {
-	v := p.View(share)
+	return openView(ctx, p.View(share))
+}
+
+func (p poolStore) openReader(ctx context.Context, share namespace.Ino) (*memnode.View, fence, error) {
+	return openView(ctx, p.Reader(share))
+}
+
+func openView(ctx context.Context, v *memnode.View) (*memnode.View, fence, error) {
 	f, err := v.Fence(ctx)
 	if err != nil {
 		return nil, nil, err // not a nil *memnode.Fence in a fence

@@ -60,6 +60,7 @@ const (
 	Reason_REASON_LEASED         Reason = 23 // somebody else has the lease
 	Reason_REASON_CHANGED        Reason = 24 // by another call; look and try again
 	Reason_REASON_NOT_OWNED      Reason = 25 // slots of somebody else
+	Reason_REASON_PINNED         Reason = 26 // another machine reads the file
 )
 
 // Enum value maps for Reason.
@@ -91,6 +92,7 @@ var (
 		23: "REASON_LEASED",
 		24: "REASON_CHANGED",
 		25: "REASON_NOT_OWNED",
+		26: "REASON_PINNED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":    0,
@@ -119,6 +121,7 @@ var (
 		"REASON_LEASED":         23,
 		"REASON_CHANGED":        24,
 		"REASON_NOT_OWNED":      25,
+		"REASON_PINNED":         26,
 	}
 )
 
@@ -2985,7 +2988,7 @@ const file_control_proto_rawDesc = "" +
 	"ExportData\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x04R\x06offset\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\v\n" +
-	"\tExportEnd*\xb4\x04\n" +
+	"\tExportEnd*\xc7\x04\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10REASON_NOT_EXIST\x10\x01\x12\x10\n" +
@@ -3013,7 +3016,8 @@ const file_control_proto_rawDesc = "" +
 	"\rREASON_FENCED\x10\x16\x12\x11\n" +
 	"\rREASON_LEASED\x10\x17\x12\x12\n" +
 	"\x0eREASON_CHANGED\x10\x18\x12\x14\n" +
-	"\x10REASON_NOT_OWNED\x10\x192\xc7\t\n" +
+	"\x10REASON_NOT_OWNED\x10\x19\x12\x11\n" +
+	"\rREASON_PINNED\x10\x1a2\xc7\t\n" +
 	"\aControl\x12O\n" +
 	"\x06Status\x12!.rpmemfs.control.v1.StatusRequest\x1a\".rpmemfs.control.v1.StatusResponse\x12I\n" +
 	"\x04Stat\x12\x1f.rpmemfs.control.v1.StatRequest\x1a .rpmemfs.control.v1.StatResponse\x12K\n" +

@@ -38,6 +38,7 @@ var Pools = Table{
 	{epoch.ErrPoisoned, controlpb.Reason_REASON_POISONED, codes.DataLoss},
 	{region.ErrCorrupt, controlpb.Reason_REASON_CORRUPT, codes.DataLoss},
 	{region.ErrVersion, controlpb.Reason_REASON_VERSION, codes.FailedPrecondition},
+	{region.ErrPinned, controlpb.Reason_REASON_PINNED, codes.FailedPrecondition},
 	{region.ErrNoSpace, controlpb.Reason_REASON_NO_SPACE, codes.ResourceExhausted},
 	{namespace.ErrNotExist, controlpb.Reason_REASON_NOT_EXIST, codes.NotFound},
 	{namespace.ErrExist, controlpb.Reason_REASON_EXIST, codes.AlreadyExists},

@@ -60,7 +60,10 @@ type OpenRequest struct {
 	ReadOnly bool   `protobuf:"varint,7,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"` // no change, by calls or by data; still exclusive
 	// 16 random bytes. An Open that repeats those of a live session of the same
 	// caller returns that session: the answer was lost. Empty: never.
-	Nonce         []byte `protobuf:"bytes,8,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	Nonce []byte `protobuf:"bytes,8,opt,name=nonce,proto3" json:"nonce,omitempty"`
+	// Only read, beside whoever has the lease: no lease is taken, nothing is waited
+	// for, and no change is possible. Implies read_only.
+	Reader        bool `protobuf:"varint,9,opt,name=reader,proto3" json:"reader,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -149,6 +152,13 @@ func (x *OpenRequest) GetNonce() []byte {
 		return x.Nonce
 	}
 	return nil
+}
+
+func (x *OpenRequest) GetReader() bool {
+	if x != nil {
+		return x.Reader
+	}
+	return false
 }
 
 type OpenResponse struct {
@@ -3061,6 +3071,537 @@ func (x *TrafficResponse) GetFlushes() uint64 {
 	return 0
 }
 
+type WatchRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchRequest) Reset() {
+	*x = WatchRequest{}
+	mi := &file_node_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchRequest) ProtoMessage() {}
+
+func (x *WatchRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
+func (*WatchRequest) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{53}
+}
+
+// Of one message one field is set.
+type WatchResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first message of a stream: all pins that there are of the share. Others that
+	// the holder knows of are gone.
+	Pins *Pins `protobuf:"bytes,1,opt,name=pins,proto3" json:"pins,omitempty"`
+	// Pin the newest committed epoch of a file, and call Pinned.
+	Wanted *PinWanted `protobuf:"bytes,2,opt,name=wanted,proto3" json:"wanted,omitempty"`
+	// A pin that is gone.
+	Gone          *PinGone `protobuf:"bytes,3,opt,name=gone,proto3" json:"gone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchResponse) Reset() {
+	*x = WatchResponse{}
+	mi := &file_node_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchResponse) ProtoMessage() {}
+
+func (x *WatchResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
+func (*WatchResponse) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *WatchResponse) GetPins() *Pins {
+	if x != nil {
+		return x.Pins
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetWanted() *PinWanted {
+	if x != nil {
+		return x.Wanted
+	}
+	return nil
+}
+
+func (x *WatchResponse) GetGone() *PinGone {
+	if x != nil {
+		return x.Gone
+	}
+	return nil
+}
+
+type Pins struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pins          []*PinGone             `protobuf:"bytes,1,rep,name=pins,proto3" json:"pins,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pins) Reset() {
+	*x = Pins{}
+	mi := &file_node_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pins) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pins) ProtoMessage() {}
+
+func (x *Pins) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pins.ProtoReflect.Descriptor instead.
+func (*Pins) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *Pins) GetPins() []*PinGone {
+	if x != nil {
+		return x.Pins
+	}
+	return nil
+}
+
+type PinWanted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Ino           uint64                 `protobuf:"varint,2,opt,name=ino,proto3" json:"ino,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinWanted) Reset() {
+	*x = PinWanted{}
+	mi := &file_node_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinWanted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinWanted) ProtoMessage() {}
+
+func (x *PinWanted) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinWanted.ProtoReflect.Descriptor instead.
+func (*PinWanted) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *PinWanted) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *PinWanted) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+type PinGone struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinGone) Reset() {
+	*x = PinGone{}
+	mi := &file_node_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinGone) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinGone) ProtoMessage() {}
+
+func (x *PinGone) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinGone.ProtoReflect.Descriptor instead.
+func (*PinGone) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *PinGone) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *PinGone) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+type PinnedRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RequestId     uint64                 `protobuf:"varint,15,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`                // of what was wanted
+	Checkpoint    *Checkpoint            `protobuf:"bytes,2,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // epoch 0: nothing was ever committed
+	Error         string                 `protobuf:"bytes,3,opt,name=error,proto3" json:"error,omitempty"`           // why there is no checkpoint; empty: there is
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinnedRequest) Reset() {
+	*x = PinnedRequest{}
+	mi := &file_node_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinnedRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinnedRequest) ProtoMessage() {}
+
+func (x *PinnedRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinnedRequest.ProtoReflect.Descriptor instead.
+func (*PinnedRequest) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *PinnedRequest) GetRequestId() uint64 {
+	if x != nil {
+		return x.RequestId
+	}
+	return 0
+}
+
+func (x *PinnedRequest) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *PinnedRequest) GetCheckpoint() *Checkpoint {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *PinnedRequest) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// NOT_EXIST instead: nobody wants the pin any more; forget it.
+type PinnedResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinnedResponse) Reset() {
+	*x = PinnedResponse{}
+	mi := &file_node_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinnedResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinnedResponse) ProtoMessage() {}
+
+func (x *PinnedResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinnedResponse.ProtoReflect.Descriptor instead.
+func (*PinnedResponse) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{59}
+}
+
+type PinRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinRequest) Reset() {
+	*x = PinRequest{}
+	mi := &file_node_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinRequest) ProtoMessage() {}
+
+func (x *PinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinRequest.ProtoReflect.Descriptor instead.
+func (*PinRequest) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *PinRequest) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+type PinResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Checkpoint    *Checkpoint            `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // epoch 0: nothing was ever committed
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinResponse) Reset() {
+	*x = PinResponse{}
+	mi := &file_node_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinResponse) ProtoMessage() {}
+
+func (x *PinResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinResponse.ProtoReflect.Descriptor instead.
+func (*PinResponse) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *PinResponse) GetCheckpoint() *Checkpoint {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+// Unpin gives back all pins of a file that the session has, but for one.
+type UnpinRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"varint,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Keep          uint64                 `protobuf:"varint,2,opt,name=keep,proto3" json:"keep,omitempty"` // its epoch; 0: none
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpinRequest) Reset() {
+	*x = UnpinRequest{}
+	mi := &file_node_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpinRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpinRequest) ProtoMessage() {}
+
+func (x *UnpinRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpinRequest.ProtoReflect.Descriptor instead.
+func (*UnpinRequest) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *UnpinRequest) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *UnpinRequest) GetKeep() uint64 {
+	if x != nil {
+		return x.Keep
+	}
+	return 0
+}
+
+type UnpinResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpinResponse) Reset() {
+	*x = UnpinResponse{}
+	mi := &file_node_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpinResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpinResponse) ProtoMessage() {}
+
+func (x *UnpinResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpinResponse.ProtoReflect.Descriptor instead.
+func (*UnpinResponse) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{63}
+}
+
 type SharesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3069,7 +3610,7 @@ type SharesRequest struct {
 
 func (x *SharesRequest) Reset() {
 	*x = SharesRequest{}
-	mi := &file_node_proto_msgTypes[53]
+	mi := &file_node_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3081,7 +3622,7 @@ func (x *SharesRequest) String() string {
 func (*SharesRequest) ProtoMessage() {}
 
 func (x *SharesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[53]
+	mi := &file_node_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3094,7 +3635,7 @@ func (x *SharesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SharesRequest.ProtoReflect.Descriptor instead.
 func (*SharesRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{53}
+	return file_node_proto_rawDescGZIP(), []int{64}
 }
 
 type SharesResponse struct {
@@ -3107,7 +3648,7 @@ type SharesResponse struct {
 
 func (x *SharesResponse) Reset() {
 	*x = SharesResponse{}
-	mi := &file_node_proto_msgTypes[54]
+	mi := &file_node_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3119,7 +3660,7 @@ func (x *SharesResponse) String() string {
 func (*SharesResponse) ProtoMessage() {}
 
 func (x *SharesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[54]
+	mi := &file_node_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3132,7 +3673,7 @@ func (x *SharesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SharesResponse.ProtoReflect.Descriptor instead.
 func (*SharesResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{54}
+	return file_node_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *SharesResponse) GetShares() []*Share {
@@ -3155,7 +3696,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_node_proto_msgTypes[55]
+	mi := &file_node_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3167,7 +3708,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[55]
+	mi := &file_node_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3180,7 +3721,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{55}
+	return file_node_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *Share) GetName() string {
@@ -3233,7 +3774,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_node_proto_msgTypes[56]
+	mi := &file_node_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3245,7 +3786,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[56]
+	mi := &file_node_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3258,7 +3799,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{56}
+	return file_node_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *Lease) GetSession() []byte {
@@ -3320,7 +3861,7 @@ type MakeShareRequest struct {
 
 func (x *MakeShareRequest) Reset() {
 	*x = MakeShareRequest{}
-	mi := &file_node_proto_msgTypes[57]
+	mi := &file_node_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3332,7 +3873,7 @@ func (x *MakeShareRequest) String() string {
 func (*MakeShareRequest) ProtoMessage() {}
 
 func (x *MakeShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[57]
+	mi := &file_node_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3345,7 +3886,7 @@ func (x *MakeShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeShareRequest.ProtoReflect.Descriptor instead.
 func (*MakeShareRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{57}
+	return file_node_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *MakeShareRequest) GetName() string {
@@ -3371,7 +3912,7 @@ type MakeShareResponse struct {
 
 func (x *MakeShareResponse) Reset() {
 	*x = MakeShareResponse{}
-	mi := &file_node_proto_msgTypes[58]
+	mi := &file_node_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3383,7 +3924,7 @@ func (x *MakeShareResponse) String() string {
 func (*MakeShareResponse) ProtoMessage() {}
 
 func (x *MakeShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[58]
+	mi := &file_node_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3396,7 +3937,7 @@ func (x *MakeShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeShareResponse.ProtoReflect.Descriptor instead.
 func (*MakeShareResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{58}
+	return file_node_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *MakeShareResponse) GetIno() uint64 {
@@ -3416,7 +3957,7 @@ type SetQuotaRequest struct {
 
 func (x *SetQuotaRequest) Reset() {
 	*x = SetQuotaRequest{}
-	mi := &file_node_proto_msgTypes[59]
+	mi := &file_node_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3428,7 +3969,7 @@ func (x *SetQuotaRequest) String() string {
 func (*SetQuotaRequest) ProtoMessage() {}
 
 func (x *SetQuotaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[59]
+	mi := &file_node_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3441,7 +3982,7 @@ func (x *SetQuotaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuotaRequest.ProtoReflect.Descriptor instead.
 func (*SetQuotaRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{59}
+	return file_node_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SetQuotaRequest) GetName() string {
@@ -3466,7 +4007,7 @@ type SetQuotaResponse struct {
 
 func (x *SetQuotaResponse) Reset() {
 	*x = SetQuotaResponse{}
-	mi := &file_node_proto_msgTypes[60]
+	mi := &file_node_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3478,7 +4019,7 @@ func (x *SetQuotaResponse) String() string {
 func (*SetQuotaResponse) ProtoMessage() {}
 
 func (x *SetQuotaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[60]
+	mi := &file_node_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3491,7 +4032,7 @@ func (x *SetQuotaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuotaResponse.ProtoReflect.Descriptor instead.
 func (*SetQuotaResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{60}
+	return file_node_proto_rawDescGZIP(), []int{71}
 }
 
 type EndSessionRequest struct {
@@ -3504,7 +4045,7 @@ type EndSessionRequest struct {
 
 func (x *EndSessionRequest) Reset() {
 	*x = EndSessionRequest{}
-	mi := &file_node_proto_msgTypes[61]
+	mi := &file_node_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3516,7 +4057,7 @@ func (x *EndSessionRequest) String() string {
 func (*EndSessionRequest) ProtoMessage() {}
 
 func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[61]
+	mi := &file_node_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3529,7 +4070,7 @@ func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionRequest.ProtoReflect.Descriptor instead.
 func (*EndSessionRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{61}
+	return file_node_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *EndSessionRequest) GetShare() string {
@@ -3554,7 +4095,7 @@ type EndSessionResponse struct {
 
 func (x *EndSessionResponse) Reset() {
 	*x = EndSessionResponse{}
-	mi := &file_node_proto_msgTypes[62]
+	mi := &file_node_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3566,7 +4107,7 @@ func (x *EndSessionResponse) String() string {
 func (*EndSessionResponse) ProtoMessage() {}
 
 func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[62]
+	mi := &file_node_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3579,7 +4120,7 @@ func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionResponse.ProtoReflect.Descriptor instead.
 func (*EndSessionResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{62}
+	return file_node_proto_rawDescGZIP(), []int{73}
 }
 
 var File_node_proto protoreflect.FileDescriptor
@@ -3587,7 +4128,7 @@ var File_node_proto protoreflect.FileDescriptor
 const file_node_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"node.proto\x12\x0frpmemfs.node.v1\"\xc6\x01\n" +
+	"node.proto\x12\x0frpmemfs.node.v1\"\xde\x01\n" +
 	"\vOpenRequest\x12\x14\n" +
 	"\x05share\x18\x01 \x01(\tR\x05share\x12\x14\n" +
 	"\x05steal\x18\x02 \x01(\bR\x05steal\x12\x12\n" +
@@ -3596,7 +4137,8 @@ const file_node_proto_rawDesc = "" +
 	"\x05lease\x18\x05 \x01(\x04R\x05lease\x12\x16\n" +
 	"\x06create\x18\x06 \x01(\bR\x06create\x12\x1b\n" +
 	"\tread_only\x18\a \x01(\bR\breadOnly\x12\x14\n" +
-	"\x05nonce\x18\b \x01(\fR\x05nonce\"\xc2\x02\n" +
+	"\x05nonce\x18\b \x01(\fR\x05nonce\x12\x16\n" +
+	"\x06reader\x18\t \x01(\bR\x06reader\"\xc2\x02\n" +
 	"\fOpenResponse\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\fR\x05token\x12\x14\n" +
@@ -3803,7 +4345,40 @@ const file_node_proto_rawDesc = "" +
 	"\x0eTrafficRequest\"P\n" +
 	"\x0fTrafficResponse\x12#\n" +
 	"\rbytes_written\x18\x01 \x01(\x04R\fbytesWritten\x12\x18\n" +
-	"\aflushes\x18\x02 \x01(\x04R\aflushes\"\x0f\n" +
+	"\aflushes\x18\x02 \x01(\x04R\aflushes\"\x0e\n" +
+	"\fWatchRequest\"\x9c\x01\n" +
+	"\rWatchResponse\x12)\n" +
+	"\x04pins\x18\x01 \x01(\v2\x15.rpmemfs.node.v1.PinsR\x04pins\x122\n" +
+	"\x06wanted\x18\x02 \x01(\v2\x1a.rpmemfs.node.v1.PinWantedR\x06wanted\x12,\n" +
+	"\x04gone\x18\x03 \x01(\v2\x18.rpmemfs.node.v1.PinGoneR\x04gone\"4\n" +
+	"\x04Pins\x12,\n" +
+	"\x04pins\x18\x01 \x03(\v2\x18.rpmemfs.node.v1.PinGoneR\x04pins\"-\n" +
+	"\tPinWanted\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x10\n" +
+	"\x03ino\x18\x02 \x01(\x04R\x03ino\"1\n" +
+	"\aPinGone\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\"\x91\x01\n" +
+	"\rPinnedRequest\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x0f \x01(\x04R\trequestId\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12;\n" +
+	"\n" +
+	"checkpoint\x18\x02 \x01(\v2\x1b.rpmemfs.node.v1.CheckpointR\n" +
+	"checkpoint\x12\x14\n" +
+	"\x05error\x18\x03 \x01(\tR\x05error\"\x10\n" +
+	"\x0ePinnedResponse\"\x1e\n" +
+	"\n" +
+	"PinRequest\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\"J\n" +
+	"\vPinResponse\x12;\n" +
+	"\n" +
+	"checkpoint\x18\x01 \x01(\v2\x1b.rpmemfs.node.v1.CheckpointR\n" +
+	"checkpoint\"4\n" +
+	"\fUnpinRequest\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\x12\x12\n" +
+	"\x04keep\x18\x02 \x01(\x04R\x04keep\"\x0f\n" +
+	"\rUnpinResponse\"\x0f\n" +
 	"\rSharesRequest\"@\n" +
 	"\x0eSharesResponse\x12.\n" +
 	"\x06shares\x18\x01 \x03(\v2\x16.rpmemfs.node.v1.ShareR\x06shares\"\x9b\x01\n" +
@@ -3839,7 +4414,7 @@ const file_node_proto_rawDesc = "" +
 	"\x11EndSessionRequest\x12\x14\n" +
 	"\x05share\x18\x01 \x01(\tR\x05share\x12\x18\n" +
 	"\asession\x18\x02 \x01(\fR\asession\"\x14\n" +
-	"\x12EndSessionResponse2\x9a\x12\n" +
+	"\x12EndSessionResponse2\xb9\x14\n" +
 	"\x04Node\x12C\n" +
 	"\x04Open\x12\x1c.rpmemfs.node.v1.OpenRequest\x1a\x1d.rpmemfs.node.v1.OpenResponse\x12R\n" +
 	"\tKeepAlive\x12!.rpmemfs.node.v1.KeepAliveRequest\x1a\".rpmemfs.node.v1.KeepAliveResponse\x12F\n" +
@@ -3866,7 +4441,11 @@ const file_node_proto_rawDesc = "" +
 	"\x0eDropCheckpoint\x12&.rpmemfs.node.v1.DropCheckpointRequest\x1a'.rpmemfs.node.v1.DropCheckpointResponse\x12F\n" +
 	"\x05Clone\x12\x1d.rpmemfs.node.v1.CloneRequest\x1a\x1e.rpmemfs.node.v1.InodeResponse\x12H\n" +
 	"\x05Check\x12\x1d.rpmemfs.node.v1.CheckRequest\x1a\x1e.rpmemfs.node.v1.CheckResponse0\x01\x12L\n" +
-	"\aTraffic\x12\x1f.rpmemfs.node.v1.TrafficRequest\x1a .rpmemfs.node.v1.TrafficResponse\x12I\n" +
+	"\aTraffic\x12\x1f.rpmemfs.node.v1.TrafficRequest\x1a .rpmemfs.node.v1.TrafficResponse\x12H\n" +
+	"\x05Watch\x12\x1d.rpmemfs.node.v1.WatchRequest\x1a\x1e.rpmemfs.node.v1.WatchResponse0\x01\x12I\n" +
+	"\x06Pinned\x12\x1e.rpmemfs.node.v1.PinnedRequest\x1a\x1f.rpmemfs.node.v1.PinnedResponse\x12@\n" +
+	"\x03Pin\x12\x1b.rpmemfs.node.v1.PinRequest\x1a\x1c.rpmemfs.node.v1.PinResponse\x12F\n" +
+	"\x05Unpin\x12\x1d.rpmemfs.node.v1.UnpinRequest\x1a\x1e.rpmemfs.node.v1.UnpinResponse\x12I\n" +
 	"\x06Shares\x12\x1e.rpmemfs.node.v1.SharesRequest\x1a\x1f.rpmemfs.node.v1.SharesResponse\x12R\n" +
 	"\tMakeShare\x12!.rpmemfs.node.v1.MakeShareRequest\x1a\".rpmemfs.node.v1.MakeShareResponse\x12O\n" +
 	"\bSetQuota\x12 .rpmemfs.node.v1.SetQuotaRequest\x1a!.rpmemfs.node.v1.SetQuotaResponse\x12U\n" +
@@ -3885,7 +4464,7 @@ func file_node_proto_rawDescGZIP() []byte {
 	return file_node_proto_rawDescData
 }
 
-var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
 var file_node_proto_goTypes = []any{
 	(*OpenRequest)(nil),            // 0: rpmemfs.node.v1.OpenRequest
 	(*OpenResponse)(nil),           // 1: rpmemfs.node.v1.OpenResponse
@@ -3940,16 +4519,27 @@ var file_node_proto_goTypes = []any{
 	(*CheckResponse)(nil),          // 50: rpmemfs.node.v1.CheckResponse
 	(*TrafficRequest)(nil),         // 51: rpmemfs.node.v1.TrafficRequest
 	(*TrafficResponse)(nil),        // 52: rpmemfs.node.v1.TrafficResponse
-	(*SharesRequest)(nil),          // 53: rpmemfs.node.v1.SharesRequest
-	(*SharesResponse)(nil),         // 54: rpmemfs.node.v1.SharesResponse
-	(*Share)(nil),                  // 55: rpmemfs.node.v1.Share
-	(*Lease)(nil),                  // 56: rpmemfs.node.v1.Lease
-	(*MakeShareRequest)(nil),       // 57: rpmemfs.node.v1.MakeShareRequest
-	(*MakeShareResponse)(nil),      // 58: rpmemfs.node.v1.MakeShareResponse
-	(*SetQuotaRequest)(nil),        // 59: rpmemfs.node.v1.SetQuotaRequest
-	(*SetQuotaResponse)(nil),       // 60: rpmemfs.node.v1.SetQuotaResponse
-	(*EndSessionRequest)(nil),      // 61: rpmemfs.node.v1.EndSessionRequest
-	(*EndSessionResponse)(nil),     // 62: rpmemfs.node.v1.EndSessionResponse
+	(*WatchRequest)(nil),           // 53: rpmemfs.node.v1.WatchRequest
+	(*WatchResponse)(nil),          // 54: rpmemfs.node.v1.WatchResponse
+	(*Pins)(nil),                   // 55: rpmemfs.node.v1.Pins
+	(*PinWanted)(nil),              // 56: rpmemfs.node.v1.PinWanted
+	(*PinGone)(nil),                // 57: rpmemfs.node.v1.PinGone
+	(*PinnedRequest)(nil),          // 58: rpmemfs.node.v1.PinnedRequest
+	(*PinnedResponse)(nil),         // 59: rpmemfs.node.v1.PinnedResponse
+	(*PinRequest)(nil),             // 60: rpmemfs.node.v1.PinRequest
+	(*PinResponse)(nil),            // 61: rpmemfs.node.v1.PinResponse
+	(*UnpinRequest)(nil),           // 62: rpmemfs.node.v1.UnpinRequest
+	(*UnpinResponse)(nil),          // 63: rpmemfs.node.v1.UnpinResponse
+	(*SharesRequest)(nil),          // 64: rpmemfs.node.v1.SharesRequest
+	(*SharesResponse)(nil),         // 65: rpmemfs.node.v1.SharesResponse
+	(*Share)(nil),                  // 66: rpmemfs.node.v1.Share
+	(*Lease)(nil),                  // 67: rpmemfs.node.v1.Lease
+	(*MakeShareRequest)(nil),       // 68: rpmemfs.node.v1.MakeShareRequest
+	(*MakeShareResponse)(nil),      // 69: rpmemfs.node.v1.MakeShareResponse
+	(*SetQuotaRequest)(nil),        // 70: rpmemfs.node.v1.SetQuotaRequest
+	(*SetQuotaResponse)(nil),       // 71: rpmemfs.node.v1.SetQuotaResponse
+	(*EndSessionRequest)(nil),      // 72: rpmemfs.node.v1.EndSessionRequest
+	(*EndSessionResponse)(nil),     // 73: rpmemfs.node.v1.EndSessionResponse
 }
 var file_node_proto_depIdxs = []int32{
 	2,  // 0: rpmemfs.node.v1.OpenResponse.medium:type_name -> rpmemfs.node.v1.Medium
@@ -3968,73 +4558,87 @@ var file_node_proto_depIdxs = []int32{
 	7,  // 13: rpmemfs.node.v1.CloneRequest.inode:type_name -> rpmemfs.node.v1.Inode
 	48, // 14: rpmemfs.node.v1.CloneRequest.seed:type_name -> rpmemfs.node.v1.Seed
 	42, // 15: rpmemfs.node.v1.Seed.tree:type_name -> rpmemfs.node.v1.Tree
-	55, // 16: rpmemfs.node.v1.SharesResponse.shares:type_name -> rpmemfs.node.v1.Share
-	56, // 17: rpmemfs.node.v1.Share.lease:type_name -> rpmemfs.node.v1.Lease
-	0,  // 18: rpmemfs.node.v1.Node.Open:input_type -> rpmemfs.node.v1.OpenRequest
-	3,  // 19: rpmemfs.node.v1.Node.KeepAlive:input_type -> rpmemfs.node.v1.KeepAliveRequest
-	5,  // 20: rpmemfs.node.v1.Node.Close:input_type -> rpmemfs.node.v1.CloseRequest
-	9,  // 21: rpmemfs.node.v1.Node.Lookup:input_type -> rpmemfs.node.v1.LookupRequest
-	10, // 22: rpmemfs.node.v1.Node.Inode:input_type -> rpmemfs.node.v1.InodeRequest
-	11, // 23: rpmemfs.node.v1.Node.Create:input_type -> rpmemfs.node.v1.CreateRequest
-	12, // 24: rpmemfs.node.v1.Node.Link:input_type -> rpmemfs.node.v1.LinkRequest
-	13, // 25: rpmemfs.node.v1.Node.Unlink:input_type -> rpmemfs.node.v1.UnlinkRequest
-	14, // 26: rpmemfs.node.v1.Node.Rmdir:input_type -> rpmemfs.node.v1.RmdirRequest
-	16, // 27: rpmemfs.node.v1.Node.Rename:input_type -> rpmemfs.node.v1.RenameRequest
-	18, // 28: rpmemfs.node.v1.Node.ReadDir:input_type -> rpmemfs.node.v1.ReadDirRequest
-	21, // 29: rpmemfs.node.v1.Node.SetInode:input_type -> rpmemfs.node.v1.SetInodeRequest
-	22, // 30: rpmemfs.node.v1.Node.Reap:input_type -> rpmemfs.node.v1.ReapRequest
-	24, // 31: rpmemfs.node.v1.Node.Xattr:input_type -> rpmemfs.node.v1.XattrRequest
-	26, // 32: rpmemfs.node.v1.Node.Xattrs:input_type -> rpmemfs.node.v1.XattrsRequest
-	28, // 33: rpmemfs.node.v1.Node.SetXattr:input_type -> rpmemfs.node.v1.SetXattrRequest
-	30, // 34: rpmemfs.node.v1.Node.RemoveXattr:input_type -> rpmemfs.node.v1.RemoveXattrRequest
-	32, // 35: rpmemfs.node.v1.Node.Usage:input_type -> rpmemfs.node.v1.UsageRequest
-	35, // 36: rpmemfs.node.v1.Node.Grant:input_type -> rpmemfs.node.v1.GrantRequest
-	37, // 37: rpmemfs.node.v1.Node.Return:input_type -> rpmemfs.node.v1.ReturnRequest
-	39, // 38: rpmemfs.node.v1.Node.Locate:input_type -> rpmemfs.node.v1.LocateRequest
-	43, // 39: rpmemfs.node.v1.Node.SaveCheckpoint:input_type -> rpmemfs.node.v1.SaveCheckpointRequest
-	45, // 40: rpmemfs.node.v1.Node.DropCheckpoint:input_type -> rpmemfs.node.v1.DropCheckpointRequest
-	47, // 41: rpmemfs.node.v1.Node.Clone:input_type -> rpmemfs.node.v1.CloneRequest
-	49, // 42: rpmemfs.node.v1.Node.Check:input_type -> rpmemfs.node.v1.CheckRequest
-	51, // 43: rpmemfs.node.v1.Node.Traffic:input_type -> rpmemfs.node.v1.TrafficRequest
-	53, // 44: rpmemfs.node.v1.Node.Shares:input_type -> rpmemfs.node.v1.SharesRequest
-	57, // 45: rpmemfs.node.v1.Node.MakeShare:input_type -> rpmemfs.node.v1.MakeShareRequest
-	59, // 46: rpmemfs.node.v1.Node.SetQuota:input_type -> rpmemfs.node.v1.SetQuotaRequest
-	61, // 47: rpmemfs.node.v1.Node.EndSession:input_type -> rpmemfs.node.v1.EndSessionRequest
-	1,  // 48: rpmemfs.node.v1.Node.Open:output_type -> rpmemfs.node.v1.OpenResponse
-	4,  // 49: rpmemfs.node.v1.Node.KeepAlive:output_type -> rpmemfs.node.v1.KeepAliveResponse
-	6,  // 50: rpmemfs.node.v1.Node.Close:output_type -> rpmemfs.node.v1.CloseResponse
-	8,  // 51: rpmemfs.node.v1.Node.Lookup:output_type -> rpmemfs.node.v1.InodeResponse
-	8,  // 52: rpmemfs.node.v1.Node.Inode:output_type -> rpmemfs.node.v1.InodeResponse
-	8,  // 53: rpmemfs.node.v1.Node.Create:output_type -> rpmemfs.node.v1.InodeResponse
-	8,  // 54: rpmemfs.node.v1.Node.Link:output_type -> rpmemfs.node.v1.InodeResponse
-	8,  // 55: rpmemfs.node.v1.Node.Unlink:output_type -> rpmemfs.node.v1.InodeResponse
-	15, // 56: rpmemfs.node.v1.Node.Rmdir:output_type -> rpmemfs.node.v1.RmdirResponse
-	17, // 57: rpmemfs.node.v1.Node.Rename:output_type -> rpmemfs.node.v1.RenameResponse
-	19, // 58: rpmemfs.node.v1.Node.ReadDir:output_type -> rpmemfs.node.v1.ReadDirResponse
-	8,  // 59: rpmemfs.node.v1.Node.SetInode:output_type -> rpmemfs.node.v1.InodeResponse
-	23, // 60: rpmemfs.node.v1.Node.Reap:output_type -> rpmemfs.node.v1.ReapResponse
-	25, // 61: rpmemfs.node.v1.Node.Xattr:output_type -> rpmemfs.node.v1.XattrResponse
-	27, // 62: rpmemfs.node.v1.Node.Xattrs:output_type -> rpmemfs.node.v1.XattrsResponse
-	29, // 63: rpmemfs.node.v1.Node.SetXattr:output_type -> rpmemfs.node.v1.SetXattrResponse
-	31, // 64: rpmemfs.node.v1.Node.RemoveXattr:output_type -> rpmemfs.node.v1.RemoveXattrResponse
-	33, // 65: rpmemfs.node.v1.Node.Usage:output_type -> rpmemfs.node.v1.UsageResponse
-	36, // 66: rpmemfs.node.v1.Node.Grant:output_type -> rpmemfs.node.v1.GrantResponse
-	38, // 67: rpmemfs.node.v1.Node.Return:output_type -> rpmemfs.node.v1.ReturnResponse
-	40, // 68: rpmemfs.node.v1.Node.Locate:output_type -> rpmemfs.node.v1.LocateResponse
-	44, // 69: rpmemfs.node.v1.Node.SaveCheckpoint:output_type -> rpmemfs.node.v1.SaveCheckpointResponse
-	46, // 70: rpmemfs.node.v1.Node.DropCheckpoint:output_type -> rpmemfs.node.v1.DropCheckpointResponse
-	8,  // 71: rpmemfs.node.v1.Node.Clone:output_type -> rpmemfs.node.v1.InodeResponse
-	50, // 72: rpmemfs.node.v1.Node.Check:output_type -> rpmemfs.node.v1.CheckResponse
-	52, // 73: rpmemfs.node.v1.Node.Traffic:output_type -> rpmemfs.node.v1.TrafficResponse
-	54, // 74: rpmemfs.node.v1.Node.Shares:output_type -> rpmemfs.node.v1.SharesResponse
-	58, // 75: rpmemfs.node.v1.Node.MakeShare:output_type -> rpmemfs.node.v1.MakeShareResponse
-	60, // 76: rpmemfs.node.v1.Node.SetQuota:output_type -> rpmemfs.node.v1.SetQuotaResponse
-	62, // 77: rpmemfs.node.v1.Node.EndSession:output_type -> rpmemfs.node.v1.EndSessionResponse
-	48, // [48:78] is the sub-list for method output_type
-	18, // [18:48] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	55, // 16: rpmemfs.node.v1.WatchResponse.pins:type_name -> rpmemfs.node.v1.Pins
+	56, // 17: rpmemfs.node.v1.WatchResponse.wanted:type_name -> rpmemfs.node.v1.PinWanted
+	57, // 18: rpmemfs.node.v1.WatchResponse.gone:type_name -> rpmemfs.node.v1.PinGone
+	57, // 19: rpmemfs.node.v1.Pins.pins:type_name -> rpmemfs.node.v1.PinGone
+	41, // 20: rpmemfs.node.v1.PinnedRequest.checkpoint:type_name -> rpmemfs.node.v1.Checkpoint
+	41, // 21: rpmemfs.node.v1.PinResponse.checkpoint:type_name -> rpmemfs.node.v1.Checkpoint
+	66, // 22: rpmemfs.node.v1.SharesResponse.shares:type_name -> rpmemfs.node.v1.Share
+	67, // 23: rpmemfs.node.v1.Share.lease:type_name -> rpmemfs.node.v1.Lease
+	0,  // 24: rpmemfs.node.v1.Node.Open:input_type -> rpmemfs.node.v1.OpenRequest
+	3,  // 25: rpmemfs.node.v1.Node.KeepAlive:input_type -> rpmemfs.node.v1.KeepAliveRequest
+	5,  // 26: rpmemfs.node.v1.Node.Close:input_type -> rpmemfs.node.v1.CloseRequest
+	9,  // 27: rpmemfs.node.v1.Node.Lookup:input_type -> rpmemfs.node.v1.LookupRequest
+	10, // 28: rpmemfs.node.v1.Node.Inode:input_type -> rpmemfs.node.v1.InodeRequest
+	11, // 29: rpmemfs.node.v1.Node.Create:input_type -> rpmemfs.node.v1.CreateRequest
+	12, // 30: rpmemfs.node.v1.Node.Link:input_type -> rpmemfs.node.v1.LinkRequest
+	13, // 31: rpmemfs.node.v1.Node.Unlink:input_type -> rpmemfs.node.v1.UnlinkRequest
+	14, // 32: rpmemfs.node.v1.Node.Rmdir:input_type -> rpmemfs.node.v1.RmdirRequest
+	16, // 33: rpmemfs.node.v1.Node.Rename:input_type -> rpmemfs.node.v1.RenameRequest
+	18, // 34: rpmemfs.node.v1.Node.ReadDir:input_type -> rpmemfs.node.v1.ReadDirRequest
+	21, // 35: rpmemfs.node.v1.Node.SetInode:input_type -> rpmemfs.node.v1.SetInodeRequest
+	22, // 36: rpmemfs.node.v1.Node.Reap:input_type -> rpmemfs.node.v1.ReapRequest
+	24, // 37: rpmemfs.node.v1.Node.Xattr:input_type -> rpmemfs.node.v1.XattrRequest
+	26, // 38: rpmemfs.node.v1.Node.Xattrs:input_type -> rpmemfs.node.v1.XattrsRequest
+	28, // 39: rpmemfs.node.v1.Node.SetXattr:input_type -> rpmemfs.node.v1.SetXattrRequest
+	30, // 40: rpmemfs.node.v1.Node.RemoveXattr:input_type -> rpmemfs.node.v1.RemoveXattrRequest
+	32, // 41: rpmemfs.node.v1.Node.Usage:input_type -> rpmemfs.node.v1.UsageRequest
+	35, // 42: rpmemfs.node.v1.Node.Grant:input_type -> rpmemfs.node.v1.GrantRequest
+	37, // 43: rpmemfs.node.v1.Node.Return:input_type -> rpmemfs.node.v1.ReturnRequest
+	39, // 44: rpmemfs.node.v1.Node.Locate:input_type -> rpmemfs.node.v1.LocateRequest
+	43, // 45: rpmemfs.node.v1.Node.SaveCheckpoint:input_type -> rpmemfs.node.v1.SaveCheckpointRequest
+	45, // 46: rpmemfs.node.v1.Node.DropCheckpoint:input_type -> rpmemfs.node.v1.DropCheckpointRequest
+	47, // 47: rpmemfs.node.v1.Node.Clone:input_type -> rpmemfs.node.v1.CloneRequest
+	49, // 48: rpmemfs.node.v1.Node.Check:input_type -> rpmemfs.node.v1.CheckRequest
+	51, // 49: rpmemfs.node.v1.Node.Traffic:input_type -> rpmemfs.node.v1.TrafficRequest
+	53, // 50: rpmemfs.node.v1.Node.Watch:input_type -> rpmemfs.node.v1.WatchRequest
+	58, // 51: rpmemfs.node.v1.Node.Pinned:input_type -> rpmemfs.node.v1.PinnedRequest
+	60, // 52: rpmemfs.node.v1.Node.Pin:input_type -> rpmemfs.node.v1.PinRequest
+	62, // 53: rpmemfs.node.v1.Node.Unpin:input_type -> rpmemfs.node.v1.UnpinRequest
+	64, // 54: rpmemfs.node.v1.Node.Shares:input_type -> rpmemfs.node.v1.SharesRequest
+	68, // 55: rpmemfs.node.v1.Node.MakeShare:input_type -> rpmemfs.node.v1.MakeShareRequest
+	70, // 56: rpmemfs.node.v1.Node.SetQuota:input_type -> rpmemfs.node.v1.SetQuotaRequest
+	72, // 57: rpmemfs.node.v1.Node.EndSession:input_type -> rpmemfs.node.v1.EndSessionRequest
+	1,  // 58: rpmemfs.node.v1.Node.Open:output_type -> rpmemfs.node.v1.OpenResponse
+	4,  // 59: rpmemfs.node.v1.Node.KeepAlive:output_type -> rpmemfs.node.v1.KeepAliveResponse
+	6,  // 60: rpmemfs.node.v1.Node.Close:output_type -> rpmemfs.node.v1.CloseResponse
+	8,  // 61: rpmemfs.node.v1.Node.Lookup:output_type -> rpmemfs.node.v1.InodeResponse
+	8,  // 62: rpmemfs.node.v1.Node.Inode:output_type -> rpmemfs.node.v1.InodeResponse
+	8,  // 63: rpmemfs.node.v1.Node.Create:output_type -> rpmemfs.node.v1.InodeResponse
+	8,  // 64: rpmemfs.node.v1.Node.Link:output_type -> rpmemfs.node.v1.InodeResponse
+	8,  // 65: rpmemfs.node.v1.Node.Unlink:output_type -> rpmemfs.node.v1.InodeResponse
+	15, // 66: rpmemfs.node.v1.Node.Rmdir:output_type -> rpmemfs.node.v1.RmdirResponse
+	17, // 67: rpmemfs.node.v1.Node.Rename:output_type -> rpmemfs.node.v1.RenameResponse
+	19, // 68: rpmemfs.node.v1.Node.ReadDir:output_type -> rpmemfs.node.v1.ReadDirResponse
+	8,  // 69: rpmemfs.node.v1.Node.SetInode:output_type -> rpmemfs.node.v1.InodeResponse
+	23, // 70: rpmemfs.node.v1.Node.Reap:output_type -> rpmemfs.node.v1.ReapResponse
+	25, // 71: rpmemfs.node.v1.Node.Xattr:output_type -> rpmemfs.node.v1.XattrResponse
+	27, // 72: rpmemfs.node.v1.Node.Xattrs:output_type -> rpmemfs.node.v1.XattrsResponse
+	29, // 73: rpmemfs.node.v1.Node.SetXattr:output_type -> rpmemfs.node.v1.SetXattrResponse
+	31, // 74: rpmemfs.node.v1.Node.RemoveXattr:output_type -> rpmemfs.node.v1.RemoveXattrResponse
+	33, // 75: rpmemfs.node.v1.Node.Usage:output_type -> rpmemfs.node.v1.UsageResponse
+	36, // 76: rpmemfs.node.v1.Node.Grant:output_type -> rpmemfs.node.v1.GrantResponse
+	38, // 77: rpmemfs.node.v1.Node.Return:output_type -> rpmemfs.node.v1.ReturnResponse
+	40, // 78: rpmemfs.node.v1.Node.Locate:output_type -> rpmemfs.node.v1.LocateResponse
+	44, // 79: rpmemfs.node.v1.Node.SaveCheckpoint:output_type -> rpmemfs.node.v1.SaveCheckpointResponse
+	46, // 80: rpmemfs.node.v1.Node.DropCheckpoint:output_type -> rpmemfs.node.v1.DropCheckpointResponse
+	8,  // 81: rpmemfs.node.v1.Node.Clone:output_type -> rpmemfs.node.v1.InodeResponse
+	50, // 82: rpmemfs.node.v1.Node.Check:output_type -> rpmemfs.node.v1.CheckResponse
+	52, // 83: rpmemfs.node.v1.Node.Traffic:output_type -> rpmemfs.node.v1.TrafficResponse
+	54, // 84: rpmemfs.node.v1.Node.Watch:output_type -> rpmemfs.node.v1.WatchResponse
+	59, // 85: rpmemfs.node.v1.Node.Pinned:output_type -> rpmemfs.node.v1.PinnedResponse
+	61, // 86: rpmemfs.node.v1.Node.Pin:output_type -> rpmemfs.node.v1.PinResponse
+	63, // 87: rpmemfs.node.v1.Node.Unpin:output_type -> rpmemfs.node.v1.UnpinResponse
+	65, // 88: rpmemfs.node.v1.Node.Shares:output_type -> rpmemfs.node.v1.SharesResponse
+	69, // 89: rpmemfs.node.v1.Node.MakeShare:output_type -> rpmemfs.node.v1.MakeShareResponse
+	71, // 90: rpmemfs.node.v1.Node.SetQuota:output_type -> rpmemfs.node.v1.SetQuotaResponse
+	73, // 91: rpmemfs.node.v1.Node.EndSession:output_type -> rpmemfs.node.v1.EndSessionResponse
+	58, // [58:92] is the sub-list for method output_type
+	24, // [24:58] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_node_proto_init() }
@@ -4048,7 +4652,7 @@ func file_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_node_proto_rawDesc), len(file_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   63,
+			NumMessages:   74,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -71,6 +71,10 @@ const (
 	Node_Clone_FullMethodName          = "/rpmemfs.node.v1.Node/Clone"
 	Node_Check_FullMethodName          = "/rpmemfs.node.v1.Node/Check"
 	Node_Traffic_FullMethodName        = "/rpmemfs.node.v1.Node/Traffic"
+	Node_Watch_FullMethodName          = "/rpmemfs.node.v1.Node/Watch"
+	Node_Pinned_FullMethodName         = "/rpmemfs.node.v1.Node/Pinned"
+	Node_Pin_FullMethodName            = "/rpmemfs.node.v1.Node/Pin"
+	Node_Unpin_FullMethodName          = "/rpmemfs.node.v1.Node/Unpin"
 	Node_Shares_FullMethodName         = "/rpmemfs.node.v1.Node/Shares"
 	Node_MakeShare_FullMethodName      = "/rpmemfs.node.v1.Node/MakeShare"
 	Node_SetQuota_FullMethodName       = "/rpmemfs.node.v1.Node/SetQuota"
@@ -118,6 +122,16 @@ type NodeClient interface {
 	// Check streams a message per problem of the directory and of the extents.
 	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckResponse], error)
 	Traffic(ctx context.Context, in *TrafficRequest, opts ...grpc.CallOption) (*TrafficResponse, error)
+	// Watch tells the holder of a lease which committed epochs readers need, until
+	// the session ends. The last stream of a session counts. Pinned answers.
+	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
+	Pinned(ctx context.Context, in *PinnedRequest, opts ...grpc.CallOption) (*PinnedResponse, error)
+	// The calls of a reader. Pin keeps the newest committed epoch of a file, whose
+	// slots can be read from then on, until Unpin or the end of the session. It asks
+	// the holder of the lease, and waits at most for that lease's end; what nobody
+	// holds the node pins itself. Repeating either does no harm.
+	Pin(ctx context.Context, in *PinRequest, opts ...grpc.CallOption) (*PinResponse, error)
+	Unpin(ctx context.Context, in *UnpinRequest, opts ...grpc.CallOption) (*UnpinResponse, error)
 	// The calls of an operator: a caller who may use every share. They need no
 	// session.
 	Shares(ctx context.Context, in *SharesRequest, opts ...grpc.CallOption) (*SharesResponse, error)
@@ -413,6 +427,55 @@ func (c *nodeClient) Traffic(ctx context.Context, in *TrafficRequest, opts ...gr
 	return out, nil
 }
 
+func (c *nodeClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[2], Node_Watch_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchRequest, WatchResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_WatchClient = grpc.ServerStreamingClient[WatchResponse]
+
+func (c *nodeClient) Pinned(ctx context.Context, in *PinnedRequest, opts ...grpc.CallOption) (*PinnedResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PinnedResponse)
+	err := c.cc.Invoke(ctx, Node_Pinned_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) Pin(ctx context.Context, in *PinRequest, opts ...grpc.CallOption) (*PinResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PinResponse)
+	err := c.cc.Invoke(ctx, Node_Pin_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) Unpin(ctx context.Context, in *UnpinRequest, opts ...grpc.CallOption) (*UnpinResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnpinResponse)
+	err := c.cc.Invoke(ctx, Node_Unpin_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *nodeClient) Shares(ctx context.Context, in *SharesRequest, opts ...grpc.CallOption) (*SharesResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(SharesResponse)
@@ -494,6 +557,16 @@ type NodeServer interface {
 	// Check streams a message per problem of the directory and of the extents.
 	Check(*CheckRequest, grpc.ServerStreamingServer[CheckResponse]) error
 	Traffic(context.Context, *TrafficRequest) (*TrafficResponse, error)
+	// Watch tells the holder of a lease which committed epochs readers need, until
+	// the session ends. The last stream of a session counts. Pinned answers.
+	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
+	Pinned(context.Context, *PinnedRequest) (*PinnedResponse, error)
+	// The calls of a reader. Pin keeps the newest committed epoch of a file, whose
+	// slots can be read from then on, until Unpin or the end of the session. It asks
+	// the holder of the lease, and waits at most for that lease's end; what nobody
+	// holds the node pins itself. Repeating either does no harm.
+	Pin(context.Context, *PinRequest) (*PinResponse, error)
+	Unpin(context.Context, *UnpinRequest) (*UnpinResponse, error)
 	// The calls of an operator: a caller who may use every share. They need no
 	// session.
 	Shares(context.Context, *SharesRequest) (*SharesResponse, error)
@@ -588,6 +661,18 @@ func (UnimplementedNodeServer) Check(*CheckRequest, grpc.ServerStreamingServer[C
 }
 func (UnimplementedNodeServer) Traffic(context.Context, *TrafficRequest) (*TrafficResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Traffic not implemented")
+}
+func (UnimplementedNodeServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
+	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedNodeServer) Pinned(context.Context, *PinnedRequest) (*PinnedResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Pinned not implemented")
+}
+func (UnimplementedNodeServer) Pin(context.Context, *PinRequest) (*PinResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Pin not implemented")
+}
+func (UnimplementedNodeServer) Unpin(context.Context, *UnpinRequest) (*UnpinResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Unpin not implemented")
 }
 func (UnimplementedNodeServer) Shares(context.Context, *SharesRequest) (*SharesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Shares not implemented")
@@ -1076,6 +1161,71 @@ func _Node_Traffic_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(NodeServer).Watch(m, &grpc.GenericServerStream[WatchRequest, WatchResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_WatchServer = grpc.ServerStreamingServer[WatchResponse]
+
+func _Node_Pinned_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PinnedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Pinned(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Pinned_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Pinned(ctx, req.(*PinnedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_Pin_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PinRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Pin(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Pin_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Pin(ctx, req.(*PinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_Unpin_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnpinRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Unpin(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Unpin_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Unpin(ctx, req.(*UnpinRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Node_Shares_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SharesRequest)
 	if err := dec(in); err != nil {
@@ -1252,6 +1402,18 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Node_Traffic_Handler,
 		},
 		{
+			MethodName: "Pinned",
+			Handler:    _Node_Pinned_Handler,
+		},
+		{
+			MethodName: "Pin",
+			Handler:    _Node_Pin_Handler,
+		},
+		{
+			MethodName: "Unpin",
+			Handler:    _Node_Unpin_Handler,
+		},
+		{
 			MethodName: "Shares",
 			Handler:    _Node_Shares_Handler,
 		},
@@ -1277,6 +1439,11 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Check",
 			Handler:       _Node_Check_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Watch",
+			Handler:       _Node_Watch_Handler,
 			ServerStreams: true,
 		},
 	},

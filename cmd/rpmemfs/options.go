@@ -23,7 +23,7 @@ type options struct {
 	steal      bool
 	wait       time.Duration // for the lease
 	lease      time.Duration
-	metrics    string // address; empty: none
+	metrics    string   // address; empty: none
 	size       byteSize // of a new pool; 0: a default
 	overlay    byteSize // memory of one file's open epoch; 0: a default
 	onClose    closeMode

@@ -41,8 +41,9 @@ func (c *Conn) take(sequence uint64) *readOp {
 	defer c.mu.Unlock()
 	r := c.asked[sequence]
 	delete(c.asked, sequence)
-	// Where writes wait, only their FLUSH shows that they get through.
-	if r != nil && len(c.writes.list)+len(c.waiting)+len(c.flying) == 0 {
+	// Where somebody waits for a FLUSH, only its answer shows that the writes before
+	// it get through.
+	if r != nil && len(c.waiting)+len(c.flying) == 0 {
 		c.troubled = time.Time{}
 	}
 	return r

@@ -125,9 +125,6 @@ func (c *Conn) unlink(since time.Time) {
 	clear(c.asked)
 	c.waiting = append(c.flying, c.waiting...)
 	c.flying, c.inFlight = nil, flight{}
-	if len(c.writes.list) > 0 && len(c.waiting) == 0 {
-		c.expect() // to learn that what is sent again arrives
-	}
 }
 
 // redial makes a new connection. nil if the Conn is over.

@@ -41,7 +41,7 @@ const (
 	codeOK          code = 0
 	codeFenced      code = 1 // final
 	codeNoSpace     code = 2 // of writes since the last FLUSH; send them again before the next one
-	codePoisoned    code = 3 // a write or a flush failed: no later FLUSH succeeds
+	codePoisoned    code = 3 // the FLUSH failed, or a WRITE before it: final for both
 	codeRead        code = 4 // this READ failed
 	codeProtocol    code = 5 // a message that breaks the protocol, or is damaged
 	codeUnavailable code = 6 // come again

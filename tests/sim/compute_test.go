@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -77,20 +78,22 @@ func (t *tenure) trouble(what string, err error) error {
 		return nil
 	}
 	t.w.note("%s: %s: %s: %v", t.host.name, t.share.name, what, err)
-	damaged := errors.Is(err, region.ErrCorrupt) || errors.Is(err, memnode.ErrCorrupt)
-	// A call may fail a moment before the session knows that it is over.
-	if !damaged && t.pool.Err() == nil {
-		timer := time.NewTimer(t.pool.Lease())
-		defer timer.Stop()
-		select {
-		case <-t.pool.Done():
-		case <-timer.C:
-		}
-	}
-	if damaged || !errors.Is(t.pool.Err(), rdmacache.ErrFenced) {
+	if errors.Is(err, region.ErrCorrupt) || errors.Is(err, memnode.ErrCorrupt) || !t.ends() {
 		t.w.fail("%s: %s: %s: %v", t.host.name, t.share.name, what, err)
 	}
 	return errFault
+}
+
+// ends tells whether the session is over, which calls may find out a moment before
+// itself.
+func (t *tenure) ends() bool {
+	timer := time.NewTimer(t.pool.Lease())
+	defer timer.Stop()
+	select {
+	case <-t.pool.Done():
+	case <-timer.C:
+	}
+	return errors.Is(t.pool.Err(), rdmacache.ErrFenced)
 }
 
 // recover looks at all files as the session finds them.
@@ -141,17 +144,23 @@ func (t *tenure) recover() error {
 
 // read returns the one epoch that a file is at.
 func (t *tenure) read(name string) (uint64, error) {
-	b := make([]byte, (maxPages+1)*region.PageSize)
-	n, err := t.handles[name].Read(ctx, b, 0)
+	b, err := t.bytes(name)
 	if err != nil {
-		return 0, t.trouble("read "+name, err)
+		return 0, err
 	}
-	stamp, err := stampOf(b[:n])
+	stamp, err := stampOf(b)
 	if err != nil {
 		t.w.fail("%s: %s: %s: %v", t.host.name, t.share.name, name, err)
 		return 0, errFault
 	}
 	return stamp, nil
+}
+
+// bytes returns what a file holds.
+func (t *tenure) bytes(name string) ([]byte, error) {
+	b := make([]byte, (maxPages+1)*region.PageSize)
+	n, err := t.handles[name].Read(ctx, b, 0)
+	return b[:n], t.trouble("read "+name, err)
 }
 
 // work does one random thing.
@@ -324,9 +333,9 @@ func (t *tenure) rollBack(name string) error {
 		delete(t.handles, name)
 		return t.trouble("open "+name, err)
 	}
-	got, err := t.read(name)
-	if err == nil && got != t.now[name] {
-		t.w.fail("%s: %s: %s is at epoch %d after a roll-back, want %d", t.host.name, t.share.name, name, got, t.now[name])
+	if b, err = t.bytes(name); err == nil && !bytes.Equal(b, content(t.now[name])) {
+		// A session that is over does not roll back: its mount has ended.
+		err = t.trouble("roll "+name+" back", errors.New("what was stored is still there"))
 	}
 	return err
 }

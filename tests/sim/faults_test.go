@@ -54,14 +54,26 @@ func (w *world) fault(rng *rand.Rand, kind string) {
 		w.note("%s: connections break, at both ends: %v", h.name, whole)
 		h.cut(whole)
 	case k <= 17:
-		w.counts.lags.Add(1)
-		w.note("node: is slow for %s", h.name)
-		h.change(func() {
-			h.lagUntil = time.Now().Add(time.Duration(rng.Int64N(int64(w.lease))))
-			h.lag = time.Duration(rng.Int64N(int64(3 * w.lease)))
-		})
+		w.stall(rng, h)
 	default:
 		w.replay(rng)
+	}
+}
+
+// stall makes threads of the memory node that serve a host sleep with what they have
+// received. Often the connections break meanwhile, and what the host sends again
+// overtakes them.
+func (w *world) stall(rng *rand.Rand, h *host) {
+	w.counts.lags.Add(1)
+	w.note("node: is slow for %s", h.name)
+	h.change(func() {
+		h.lagUntil = time.Now().Add(time.Duration(rng.Int64N(int64(w.lease / 2))))
+		h.lag = time.Duration(rng.Int64N(int64(3 * w.lease)))
+	})
+	if rng.IntN(2) == 0 {
+		time.Sleep(time.Duration(rng.IntN(200)) * time.Millisecond)
+		h.change(func() { h.lagUntil = time.Time{} })
+		h.cut(false)
 	}
 }
 

@@ -37,6 +37,11 @@ func (p *Pool) GrantLease(ctx context.Context, l Lease) (Lease, error) {
 	if len(l.Holder) > maxHolder || l.Timeout <= 0 {
 		return Lease{}, fmt.Errorf("grant lease of share %d: %w", l.Share, namespace.ErrInvalid)
 	}
+	// The session before may have died before its last flush. What the next one finds
+	// of it must last: it uses the slots that it replaced.
+	if err := p.Flush(); err != nil {
+		return Lease{}, fmt.Errorf("grant lease of share %d: %w", l.Share, err)
+	}
 	err := p.update(ctx, func(t txn) error {
 		if l.Share != namespace.Root {
 			if _, err := t.shareRecord(l.Share); err != nil {

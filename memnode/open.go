@@ -140,6 +140,7 @@ func assemble(meta metaStore, m media.Media, opts Options) (*Pool, error) {
 		now:      opts.Now,
 		medium:   rdmacache.Medium{Kind: m.Kind(), Volatile: m.Volatile()},
 		readOnly: opts.ReadOnly,
+		serving:  opts.KeepOrphans,
 	}
 	p.directory = directory{pool: p, share: namespace.Root}
 	if p.log == nil {
@@ -156,6 +157,11 @@ func assemble(meta metaStore, m media.Media, opts Options) (*Pool, error) {
 	}
 	if p.readOnly {
 		return p, nil
+	}
+	// A writer that was killed has stored what regions will take for committed,
+	// but not all of it may have been flushed. They use the slots that it replaced.
+	if err := p.Flush(); err != nil {
+		return nil, err
 	}
 	// Before anything is written by this opening: records of the one before
 	// must not pass for its.

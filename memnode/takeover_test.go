@@ -1,0 +1,172 @@
+package memnode
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/rpmemfs/rpmemfs/internal/media"
+	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/region"
+)
+
+// A fenceDevice is a session's way to its region. Its flushes fail once it is
+// unplugged: the session dies in the middle of a commit.
+type fenceDevice struct {
+	*Fence
+	unplugged bool
+}
+
+func (d *fenceDevice) Read(_ context.Context, p []byte, off int64) error  { return d.ReadAt(p, off) }
+func (d *fenceDevice) Write(_ context.Context, p []byte, off int64) error { return d.WriteAt(p, off) }
+
+func (d *fenceDevice) Flush(context.Context) error {
+	if d.unplugged {
+		return errors.New("unplugged")
+	}
+	return d.Fence.Flush()
+}
+
+// A takeover is a share with one file, of which sessions come one after the other.
+type takeover struct {
+	t     *testing.T
+	path  string
+	power *media.Crashable
+	pool  *Pool
+	share namespace.Ino
+	id    region.ID
+	now   byte // number of the session
+}
+
+// start opens the pool as a memory node does that was killed before.
+func (x *takeover) start() {
+	x.t.Helper()
+	if x.pool != nil {
+		if err := x.pool.meta.close(); err != nil {
+			x.t.Fatal(err)
+		}
+	}
+	meta, err := openMeta(x.path, false, true)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	if x.pool, err = assemble(meta, x.power, Options{KeepOrphans: true}); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+// session ends the one before, if there is one, and opens the file in the next.
+func (x *takeover) session() (*fenceDevice, *region.Image) {
+	x.t.Helper()
+	ctx := x.t.Context()
+	if err := x.pool.EndLease(ctx, x.share, [16]byte{x.now}); err != nil {
+		x.t.Fatal(err)
+	}
+	x.now++
+	l, err := x.pool.GrantLease(ctx, Lease{Share: x.share, Session: [16]byte{x.now}, Timeout: time.Second})
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return x.open(l.Generation)
+}
+
+func (x *takeover) open(generation uint64) (*fenceDevice, *region.Image) {
+	x.t.Helper()
+	ctx := x.t.Context()
+	v := x.pool.View(x.share)
+	f, err := v.Fence(ctx)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	loc, err := v.Locate(ctx, x.id)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	d := &fenceDevice{Fence: f}
+	im, err := region.Open(ctx, region.Config{Device: d, Space: v, Generation: generation, Location: loc})
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return d, im
+}
+
+// store writes page 0 to a slot of its own, as an early push does.
+func (x *takeover) store(d *fenceDevice, im *region.Image, stamp uint64) region.Change {
+	x.t.Helper()
+	runs, err := im.Alloc(x.t.Context(), 1)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	p := stampPage(stamp)
+	if err := d.WriteAt(p, runs[0].Start.Offset()); err != nil {
+		x.t.Fatal(err)
+	}
+	return region.Change{Cut: region.NoPage, Size: region.PageSize, Pages: []region.PageChange{{Slot: runs[0].Start, CRC: region.Checksum(p)}}}
+}
+
+func newTakeover(t *testing.T) *takeover {
+	t.Helper()
+	x := &takeover{t: t, path: filepath.Join(t.TempDir(), metaFile)}
+	h := header{slots: 200, created: 1}
+	if err := createMeta(x.path, h, true); err != nil {
+		t.Fatal(err)
+	}
+	x.power = media.NewCrashable(int64(h.slots)*region.PageSize, -1)
+	if err := writeHeader(x.power, h); err != nil {
+		t.Fatal(err)
+	}
+	x.start()
+	t.Cleanup(func() { _ = x.pool.meta.close() })
+	x.share = mustShare(t, x.pool, "s", 0)
+	n, err := x.pool.View(x.share).Create(t.Context(), namespace.Root, "f", fileInode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.id = region.ID(n.Ino)
+	return x
+}
+
+// A session dies in a commit, before its flush. The next one finds that epoch whole,
+// and uses the slots that it has replaced. When the power goes then, what was
+// acknowledged before is still there.
+func TestTakeoverOfUnflushedEpoch(t *testing.T) {
+	for name, restarted := range map[string]bool{"lease": false, "memory node": true} {
+		t.Run(name, func(t *testing.T) {
+			for i := range uint64(40) {
+				x, ctx := newTakeover(t), t.Context()
+				d, im := x.session()
+				for stamp := range uint64(2) {
+					if _, err := im.Commit(ctx, x.store(d, im, stamp)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				d.unplugged = true
+				if _, err := im.Commit(ctx, x.store(d, im, 2)); err == nil {
+					t.Fatal("a commit without a flush succeeded")
+				}
+				if restarted {
+					x.start()
+					d, im = x.open(x.pool.Generation()) // as a mount of the pool does
+				} else {
+					d.End()
+					d, im = x.session()
+				}
+				if got := im.State().Epoch; got != 3 {
+					t.Fatalf("the next session finds epoch %d, want 3", got)
+				}
+				for stamp := range uint64(4) {
+					x.store(d, im, 100+stamp)
+				}
+				x.power = x.power.Restart(rand.New(rand.NewPCG(*seed, i)), -1)
+				x.start()
+				_, im = x.session()
+				if got := im.State().Epoch; got < 2 {
+					t.Fatalf("power cut %d: epoch %d is found, 2 was acknowledged; -seed=%d", i, got, *seed)
+				}
+			}
+		})
+	}
+}

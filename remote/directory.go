@@ -88,7 +88,7 @@ func (p *Pool) Create(ctx context.Context, parent namespace.Ino, name string, n 
 		return &nodepb.CreateRequest{RequestId: id, Parent: uint64(parent), Name: []byte(name), Inode: nodepb.NewInode(n)}
 	})
 	if again && errors.Is(err, namespace.ErrExist) {
-		if made, lookErr := p.Lookup(ctx, parent, name); lookErr == nil && madeAs(n, made) {
+		if made, ok := p.isMade(ctx, parent, name, n); ok {
 			return made, nil
 		}
 	}
@@ -98,10 +98,11 @@ func (p *Pool) Create(ctx context.Context, parent namespace.Ino, name string, n 
 	return inodeOf(resp)
 }
 
-// madeAs reports whether made is what Create makes of n, to the nanosecond.
-func madeAs(n, made namespace.Inode) bool {
+// isMade returns what has a name, if it is what Create makes of n, to the nanosecond.
+func (p *Pool) isMade(ctx context.Context, parent namespace.Ino, name string, n namespace.Inode) (made namespace.Inode, ok bool) {
+	made, err := p.Lookup(context.WithoutCancel(ctx), parent, name)
 	n.Ino, n.Nlink, n.Parent, n.Share = made.Ino, made.Nlink, made.Parent, made.Share
-	return n == made
+	return made, err == nil && n == made
 }
 
 // Link implements namespace.Directory.
@@ -110,7 +111,7 @@ func (p *Pool) Link(ctx context.Context, ino, parent namespace.Ino, name string)
 		return &nodepb.LinkRequest{RequestId: id, Ino: uint64(ino), Parent: uint64(parent), Name: []byte(name)}
 	})
 	if again && errors.Is(err, namespace.ErrExist) {
-		if n, lookErr := p.Lookup(ctx, parent, name); lookErr == nil && n.Ino == ino {
+		if n, lookErr := p.Lookup(context.WithoutCancel(ctx), parent, name); lookErr == nil && n.Ino == ino {
 			return n, nil
 		}
 	}
@@ -144,7 +145,31 @@ func (p *Pool) Rmdir(ctx context.Context, parent namespace.Ino, name string) err
 
 // Rename implements namespace.Directory.
 func (p *Pool) Rename(ctx context.Context, oldParent namespace.Ino, oldName string, newParent namespace.Ino, newName string, flags namespace.RenameFlags) (*namespace.Inode, error) {
-	resp, _, err := changeNames(ctx, p, p.node.Rename, func(id uint64) *nodepb.RenameRequest {
+	if flags&namespace.RenameExchange == 0 {
+		lost, _, err := p.rename(ctx, oldParent, oldName, newParent, newName, flags)
+		return lost, err
+	}
+	// One that is done again is undone.
+	moved, err := p.Lookup(ctx, oldParent, oldName)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		lost, again, err := p.rename(ctx, oldParent, oldName, newParent, newName, flags)
+		if err != nil || !again {
+			return lost, err
+		}
+		ctx = context.WithoutCancel(ctx)
+		n, err := p.Lookup(ctx, oldParent, oldName)
+		if err != nil || n.Ino != moved.Ino {
+			return lost, err
+		}
+	}
+}
+
+// rename does one. again is as in change.
+func (p *Pool) rename(ctx context.Context, oldParent namespace.Ino, oldName string, newParent namespace.Ino, newName string, flags namespace.RenameFlags) (lost *namespace.Inode, again bool, err error) {
+	resp, again, err := changeNames(ctx, p, p.node.Rename, func(id uint64) *nodepb.RenameRequest {
 		return &nodepb.RenameRequest{
 			RequestId: id,
 			OldParent: uint64(oldParent),
@@ -155,10 +180,10 @@ func (p *Pool) Rename(ctx context.Context, oldParent namespace.Ino, oldName stri
 		}
 	})
 	if err != nil || resp.GetLost() == nil {
-		return nil, err
+		return nil, again, err
 	}
-	lost := resp.GetLost().Namespace()
-	return &lost, nil
+	n := resp.GetLost().Namespace()
+	return &n, again, nil
 }
 
 // ReadDir implements namespace.Directory.

@@ -12,11 +12,11 @@
 //
 // Until then a connection that breaks is made again, and calls are repeated, with
 // a number by which the memory node knows a change that it did already. It forgets
-// the numbers when it restarts. So a change whose answer got lost in a restart may
-// be reported as not done although it was: Unlink and Rename as
-// namespace.ErrNotExist; Clone, SaveCheckpoint, Rename without replacing and
-// SetXattr without replacing as namespace.ErrExist. Callers see to it, as the
-// kernel does for a directory, that nobody changes the same name meanwhile.
+// the numbers when it restarts. Then Pool looks whether a change was done whose
+// answer got lost. It cannot always tell, and some are reported as not done although
+// they were: Unlink and Rename as namespace.ErrNotExist, SetXattr without replacing
+// as namespace.ErrExist. Callers see to it, as the kernel does for a directory, that
+// nobody changes the same name meanwhile.
 package remote
 
 import (

@@ -88,10 +88,19 @@ func (p *Pool) Locate(ctx context.Context, id region.ID) (region.Location, error
 }
 
 // SaveCheckpoint keeps cp durably; namespace.ErrExist if its name is taken.
+//
+// A repeated one that finds cp itself was done before: a caller who was told
+// otherwise would use its slots again.
 func (p *Pool) SaveCheckpoint(ctx context.Context, id region.ID, cp region.Checkpoint) error {
-	_, _, err := change(ctx, p, p.node.SaveCheckpoint, func(request uint64) *nodepb.SaveCheckpointRequest {
+	_, again, err := change(ctx, p, p.node.SaveCheckpoint, func(request uint64) *nodepb.SaveCheckpointRequest {
 		return &nodepb.SaveCheckpointRequest{RequestId: request, Ino: uint64(id), Checkpoint: nodepb.NewCheckpoint(cp)}
 	})
+	if again && errors.Is(err, namespace.ErrExist) {
+		loc, locErr := p.Locate(context.WithoutCancel(ctx), id)
+		if locErr == nil && slices.Contains(loc.Checkpoints, cp) {
+			return nil
+		}
+	}
 	return err
 }
 
@@ -109,7 +118,7 @@ func (p *Pool) DropCheckpoint(ctx context.Context, id region.ID, name string) er
 // Clone adds a file of n's attributes whose region starts as seed, which gets its
 // ID here, in src's family.
 func (p *Pool) Clone(ctx context.Context, src region.ID, parent namespace.Ino, name string, n namespace.Inode, seed region.Seed) (namespace.Inode, error) {
-	resp, _, err := changeNames(ctx, p, p.node.Clone, func(request uint64) *nodepb.CloneRequest {
+	resp, again, err := changeNames(ctx, p, p.node.Clone, func(request uint64) *nodepb.CloneRequest {
 		return &nodepb.CloneRequest{
 			RequestId: request,
 			Source:    uint64(src),
@@ -119,6 +128,11 @@ func (p *Pool) Clone(ctx context.Context, src region.ID, parent namespace.Ino, n
 			Seed:      nodepb.NewSeed(seed),
 		}
 	})
+	if again && errors.Is(err, namespace.ErrExist) {
+		if made, ok := p.isMade(ctx, parent, name, n); ok {
+			return made, nil
+		}
+	}
 	if err != nil {
 		return namespace.Inode{}, err
 	}

@@ -341,6 +341,7 @@ func TestLostAnswersAndARestart(t *testing.T) {
 	for _, name := range []string{"gone", "orphan", "moved"} {
 		mustCreate(t, p, name, fileInode())
 	}
+	left, right := mustCreate(t, p, "left", fileInode()), mustCreate(t, p, "right", fileInode())
 	mustCreate(t, p, "dir", dirInode())
 	orphan, err := p.Unlink(ctx, namespace.Root, "orphan")
 	if err != nil {
@@ -357,7 +358,8 @@ func TestLostAnswersAndARestart(t *testing.T) {
 	if err := p.SetXattr(ctx, f.Ino, "user.x", nil, 0); err != nil {
 		t.Fatal(err)
 	}
-	var made namespace.Inode
+	saved := region.Checkpoint{Name: "saved", Epoch: 2, Time: 3}
+	var made, cloned namespace.Inode
 	for _, call := range []struct {
 		name string
 		do   func() error
@@ -378,6 +380,18 @@ func TestLostAnswersAndARestart(t *testing.T) {
 		{"removexattr", func() error { return p.RemoveXattr(ctx, f.Ino, "user.x") }, nil},
 		{"return", func() error { return p.Return(ctx, id, []region.Run{returned}) }, nil},
 		{"drop checkpoint", func() error { return p.DropCheckpoint(ctx, id, "cp") }, nil},
+		{"save checkpoint", func() error { return p.SaveCheckpoint(ctx, id, saved) }, nil},
+		{"save another checkpoint of the name", func() error {
+			return p.SaveCheckpoint(ctx, id, region.Checkpoint{Name: "saved", Epoch: 2, Time: 4})
+		}, namespace.ErrExist},
+		{"clone", func() (err error) {
+			cloned, err = p.Clone(ctx, id, namespace.Root, "clone", fileInode(), region.Seed{Epoch: 1})
+			return err
+		}, nil},
+		{"exchange", func() error {
+			_, err := p.Rename(ctx, namespace.Root, "left", namespace.Root, "right", namespace.RenameExchange)
+			return err
+		}, nil},
 		{"unlink", func() error { _, err := p.Unlink(ctx, namespace.Root, "gone"); return err }, namespace.ErrNotExist},
 		{"rename", func() error {
 			_, err := p.Rename(ctx, namespace.Root, "moved", namespace.Root, "there", 0)
@@ -392,7 +406,16 @@ func TestLostAnswersAndARestart(t *testing.T) {
 	if got, err := p.Lookup(ctx, namespace.Root, "new"); err != nil || got != made || made.Ino == 0 {
 		t.Errorf("got %+v, %v, want %+v", got, err, made)
 	}
+	if got, err := p.Lookup(ctx, namespace.Root, "clone"); err != nil || got != cloned || cloned.Ino == 0 {
+		t.Errorf("got %+v, %v, want %+v", got, err, cloned)
+	}
+	for name, want := range map[string]namespace.Ino{"left": right.Ino, "right": left.Ino} {
+		if got, err := p.Lookup(ctx, namespace.Root, name); err != nil || got.Ino != want {
+			t.Errorf("after an exchange %s is inode %d, %v, want %d", name, got.Ino, err, want)
+		}
+	}
 	// It is the error only of a call that was repeated.
+	wantErr(t, "save checkpoint again", p.SaveCheckpoint(ctx, id, saved), namespace.ErrExist)
 	_, err = p.Create(ctx, namespace.Root, "new", fileInode())
 	wantErr(t, "create again", err, namespace.ErrExist)
 	wantErr(t, "rmdir again", p.Rmdir(ctx, namespace.Root, "dir"), namespace.ErrNotExist)

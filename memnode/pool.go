@@ -64,6 +64,7 @@ type Pool struct {
 	generation uint64
 	medium     rdmacache.Medium
 	readOnly   bool
+	serving    bool // opened by a memory node: shares have owners of their own
 
 	closed atomic.Bool // stored once; publishes only itself
 

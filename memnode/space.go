@@ -147,24 +147,58 @@ func (p *Pool) untake(runs []region.Run, err error) {
 	p.free.give(runs)
 }
 
-// release makes runs free that a committed transaction took from their owner.
+// release makes runs free that a committed transaction took from their owner. The
+// next one finds zeros in them where shares have owners of their own.
 func (p *Pool) release(runs []region.Run) {
+	if len(runs) == 0 {
+		return
+	}
 	p.revoke(runs)
-	if d, ok := p.media.(media.Discarder); ok {
-		for _, r := range runs {
-			if r.N < minDiscardSlots {
-				continue
-			}
-			// Before anyone else gets them.
-			if err := d.Discard(r.Start.Offset(), int64(r.N)*region.PageSize); err != nil {
-				p.log.Warn("free slots keep their space in the file system below", "slots", r.N, "error", err)
-				break
-			}
+	kept, err := p.discard(runs)
+	if err == nil && p.serving {
+		err = p.wipe(kept)
+	}
+	if err != nil {
+		p.log.Warn("free slots keep what was in them", "slots", slotsOf(runs), "error", err)
+		if p.serving {
+			return // nobody gets them before the pool is opened again
 		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.free.give(runs)
+}
+
+// discard gives long runs back to the file system below, and returns the others.
+func (p *Pool) discard(runs []region.Run) (kept []region.Run, err error) {
+	d, ok := p.media.(media.Discarder)
+	for _, r := range runs {
+		if !ok || r.N < minDiscardSlots {
+			kept = append(kept, r)
+			continue
+		}
+		err := d.Discard(r.Start.Offset(), int64(r.N)*region.PageSize)
+		if errors.Is(err, errors.ErrUnsupported) {
+			ok, kept = false, append(kept, r)
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	return kept, nil
+}
+
+// wipe writes zeros to runs, and makes them and all that was discarded durable.
+func (p *Pool) wipe(runs []region.Run) error {
+	zeros := make([]byte, minDiscardSlots*region.PageSize)
+	for _, r := range runs {
+		for at := r.Start; at < r.End(); at += minDiscardSlots {
+			n := min(uint64(r.End()-at), minDiscardSlots)
+			if err := p.media.WriteAt(zeros[:n*region.PageSize], at.Offset()); err != nil {
+				return err
+			}
+		}
+	}
+	return p.media.Flush()
 }
 
 // Return takes slots back from a region. Each run must be inside one of its

@@ -140,7 +140,7 @@ func punchHole(f *os.File, off, n, size int64) error {
 	case cerr != nil: // the only reason of Control
 		return fmt.Errorf("discard: %s: %w", f.Name(), os.ErrClosed)
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
-		return nil // the space stays with the file
+		return fmt.Errorf("discard in %s: %w", f.Name(), errors.ErrUnsupported)
 	case err != nil:
 		return fmt.Errorf("discard %d bytes at %d of %s: %w", n, off, f.Name(), err)
 	}

@@ -64,9 +64,9 @@ type Media interface {
 
 // A Discarder is a Media that can give space back to whoever lent it.
 type Discarder interface {
-	// Discard makes n bytes from off read as zeros, if it can free them by
-	// that. It may do nothing. It is not a write: it needs no Flush, and after
-	// a power loss the bytes may be the old ones.
+	// Discard makes n bytes from off read as zeros by freeing them, or returns
+	// errors.ErrUnsupported. Until the next Flush a power loss may bring the old
+	// ones back.
 	Discard(off, n int64) error
 }
 

@@ -253,7 +253,7 @@ func (m *Pmem) Discard(off, n int64) error {
 		return fmt.Errorf("discard %s: %w", m.f.Name(), os.ErrClosed)
 	}
 	if m.device {
-		return nil
+		return fmt.Errorf("discard in %s: %w", m.f.Name(), errors.ErrUnsupported)
 	}
 	return punchHole(m.f, off, n, int64(len(m.mem)))
 }

@@ -121,6 +121,10 @@ func (i *invalidator) Content(ino namespace.Ino) error {
 	return notified("content of inode", i.server.InodeNotify(uint64(ino), 0, 0))
 }
 
+func (i *invalidator) Range(ino namespace.Ino, off, n int64) error {
+	return notified("part of inode", i.server.InodeNotify(uint64(ino), off, n))
+}
+
 func (i *invalidator) Attr(ino namespace.Ino) error {
 	return notified("attributes of inode", i.server.InodeNotify(uint64(ino), -1, 0))
 }

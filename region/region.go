@@ -108,7 +108,12 @@ func (c *Checkpoint) Hidden() bool { return strings.HasPrefix(c.Name, HiddenPref
 
 // PinName is the name of the hidden checkpoint that keeps an epoch for those who read
 // it on other machines.
-func PinName(e epoch.ID) string { return HiddenPrefix + "pin-" + strconv.FormatUint(uint64(e), 10) }
+func PinName(e epoch.ID) string { return pinPrefix + strconv.FormatUint(uint64(e), 10) }
+
+const pinPrefix = HiddenPrefix + "pin-"
+
+// IsPin reports a name that PinName returns.
+func IsPin(name string) bool { return strings.HasPrefix(name, pinPrefix) }
 
 // A Location is what the pool's directory remembers of a region.
 type Location struct {

@@ -191,6 +191,13 @@ func (im *Image) DropCheckpoint(name string) {
 	im.sweepDue = im.super != 0
 }
 
+// Checkpoints returns the checkpoints that the image keeps, hidden ones too.
+func (im *Image) Checkpoints() []Checkpoint {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	return append([]Checkpoint(nil), im.checkpoints...)
+}
+
 // RequestSweep makes the next Maintain sweep: a relative was removed.
 func (im *Image) RequestSweep() {
 	im.mu.Lock()

@@ -16,6 +16,8 @@ const maxInodes = 8192
 // A change forgets them all when it begins. What is read while a change is under
 // way, or was read before one and comes in late, is not remembered.
 type inodeCache struct {
+	off bool // remembers nothing: others change inodes; immutable
+
 	mu       sync.Mutex // guards the fields below
 	inodes   map[namespace.Ino]namespace.Inode
 	changes  uint64 // begun so far, and ended so far
@@ -41,7 +43,7 @@ func (c *inodeCache) now() (at uint64) {
 func (c *inodeCache) put(n namespace.Inode, at uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.changing > 0 || c.changes != at {
+	if c.off || c.changing > 0 || c.changes != at {
 		return
 	}
 	if c.inodes == nil {

@@ -50,6 +50,7 @@ type Config struct {
 	Share    string
 	Create   bool          // make the share if it is missing
 	ReadOnly bool          // change nothing; the lease is needed all the same
+	Reader   bool          // read only, without the lease, beside whoever has it: see Pin
 	Steal    bool          // end the session that has the lease, instead of waiting
 	Wait     time.Duration // for the lease, at most
 	Lease    time.Duration // wanted; 0: as the memory node says
@@ -127,6 +128,7 @@ func Dial(ctx context.Context, cfg Config) (*Pool, error) {
 		kept:    make(chan struct{}),
 		done:    make(chan struct{}),
 	}
+	p.inodes.off = cfg.Reader
 	if p.grpc, err = newClient(cfg, p.link); err != nil {
 		return nil, err
 	}
@@ -154,6 +156,7 @@ func (p *Pool) open(ctx context.Context, cfg Config) error {
 		Lease:    uint64(max(cfg.Lease, 0)),
 		Create:   cfg.Create,
 		ReadOnly: cfg.ReadOnly,
+		Reader:   cfg.Reader,
 		Nonce:    make([]byte, nodepb.NonceSize),
 	}
 	_, _ = rand.Read(req.Nonce) // never fails

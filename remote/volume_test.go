@@ -23,7 +23,12 @@ type mounted struct {
 
 func mountOver(t testing.TB, p *remote.Pool) *mounted {
 	t.Helper()
-	v := volume.New(volume.Config{Pool: p, Conn: p.Conn()})
+	return mountWith(t, p, volume.Config{Pool: p, Conn: p.Conn()})
+}
+
+func mountWith(t testing.TB, p *remote.Pool, cfg volume.Config) *mounted {
+	t.Helper()
+	v := volume.New(cfg)
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() { done <- v.Run(ctx) }()

@@ -50,7 +50,8 @@ func (v *Volume) attr(ctx context.Context, n namespace.Inode) (Attr, error) {
 }
 
 func (f *file) attr(n namespace.Inode) Attr {
-	if mtime, dirty := f.cache.Times(); dirty || f.cache.Committed() > n.MtimeEpoch {
+	// The inode may be ahead of the epoch that is shown.
+	if mtime, dirty := f.cache.Times(); dirty || f.cache.Committed() != n.MtimeEpoch {
 		n.Mtime = mtime
 		n.Ctime = max(n.Ctime, mtime)
 	}

@@ -27,7 +27,7 @@ func (v *Volume) Checkpoints(ctx context.Context, ino namespace.Ino) ([]region.C
 	if err != nil {
 		return nil, err
 	}
-	list := slices.Clone(loc.Checkpoints)
+	list := slices.DeleteFunc(slices.Clone(loc.Checkpoints), func(cp region.Checkpoint) bool { return cp.Hidden() })
 	slices.SortStableFunc(list, func(a, b region.Checkpoint) int {
 		switch {
 		case a.Epoch != b.Epoch && a.Epoch < b.Epoch, a.Epoch == b.Epoch && a.Time < b.Time:

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/rpmemfs/rpmemfs/epoch"
 	"github.com/rpmemfs/rpmemfs/namespace"
@@ -27,6 +28,7 @@ type file struct {
 	// one that is being restored or cloned. It is locked before all others and
 	// held across everything.
 	treesMu sync.Mutex
+	shown   region.Checkpoint // of a shared pool: what is seen; guarded by treesMu once loaded
 
 	// Guarded by Volume.mu.
 	refs      int                  // handles and calls that use the file
@@ -37,6 +39,7 @@ type file struct {
 	settling  chan struct{}        // not nil while the last close or a restore runs; closed then
 	left      chan struct{}        // not nil once the file leaves the table; closed when it has
 	place     *list.Element        // in Volume.idle while refs is 0
+	used      time.Time            // when a handle or call last came or went
 	pending   bool                 // the last close could not commit: to be retried
 	maintain  bool                 // changed since the last Maintain
 }
@@ -69,7 +72,7 @@ func (v *Volume) acquireAny(ctx context.Context, ino namespace.Ino) (*file, erro
 		v.mu.Lock()
 		f := v.files[ino]
 		if f == nil {
-			f = &file{ino: ino, refs: 1, ready: make(chan struct{}), writers: make(map[*Handle]struct{})}
+			f = &file{ino: ino, refs: 1, used: v.now(), ready: make(chan struct{}), writers: make(map[*Handle]struct{})}
 			v.files[ino] = f
 			v.mu.Unlock()
 			return f, v.load(ctx, f)
@@ -82,6 +85,7 @@ func (v *Volume) acquireAny(ctx context.Context, ino namespace.Ino) (*file, erro
 			continue
 		}
 		f.refs++
+		f.used = v.now()
 		v.busy(f)
 		v.mu.Unlock()
 		if err := await(ctx, f.ready); err != nil {
@@ -110,6 +114,9 @@ func (v *Volume) load(ctx context.Context, f *file) error {
 }
 
 func (v *Volume) openRegion(ctx context.Context, f *file) error {
+	if v.cfg.Shared != nil {
+		return v.openShared(ctx, f)
+	}
 	loc, err := v.cfg.Pool.Locate(ctx, region.ID(f.ino))
 	if err != nil {
 		return err
@@ -188,6 +195,9 @@ func (v *Volume) forget(f *file) {
 }
 
 func (v *Volume) closeImage(ctx context.Context, f *file) error {
+	if v.cfg.Shared != nil {
+		return v.closeShared(ctx, f)
+	}
 	if v.cfg.ReadOnly {
 		return nil // it would write
 	}
@@ -199,8 +209,14 @@ func (v *Volume) evictable() *file {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	over := v.idle.Len() - v.cfg.MaxIdle
-	for e := v.idle.Front(); e != nil && over > 0; e, over = e.Next(), over-1 {
+	for e := v.idle.Front(); e != nil; e, over = e.Next(), over-1 {
 		f := e.Value.(*file)
+		switch {
+		case over <= 0 && v.cfg.Shared == nil:
+			return nil
+		case over <= 0 && v.now().Sub(f.used) <= shownFor:
+			continue
+		}
 		if f.pending || f.cache.Err() != nil || f.cache.DirtyScope(epoch.All) {
 			continue
 		}

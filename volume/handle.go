@@ -182,6 +182,7 @@ func (h *Handle) Release(ctx context.Context) {
 	for {
 		v.mu.Lock()
 		delete(f.writers, h)
+		f.used = v.now()
 		wait := f.settling
 		switch {
 		case v.closed:

@@ -190,14 +190,30 @@ func (v *Volume) reapNext(ctx context.Context) bool {
 	if f == nil {
 		return false
 	}
-	if err := v.reap(ctx, f.ino); err != nil {
+	err := v.reap(ctx, f.ino)
+	pinned := errors.Is(err, region.ErrPinned)
+	if err != nil && !pinned {
 		// Opening the pool the next time frees it.
 		v.log.Error("free a removed file", "ino", f.ino, "err", err)
 	}
 	v.mu.Lock()
 	v.forget(f)
+	if pinned {
+		v.pinned[f.ino] = struct{}{}
+	}
 	v.mu.Unlock()
 	return true
+}
+
+// retryPinned has removed files freed that another machine was reading.
+func (v *Volume) retryPinned() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for ino := range v.pinned {
+		delete(v.pinned, ino)
+		v.orphans[ino] = struct{}{}
+		v.wake()
+	}
 }
 
 // reapable picks an orphan and marks its file as leaving.

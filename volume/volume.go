@@ -71,6 +71,8 @@ type Pool interface {
 type Invalidator interface {
 	// Content drops the pages and attributes of a file.
 	Content(ino namespace.Ino) error
+	// Range drops the pages of a file in n bytes at off, and its attributes.
+	Range(ino namespace.Ino, off, n int64) error
 	// Attr drops the attributes of a file.
 	Attr(ino namespace.Ino) error
 	// Entry drops a name.
@@ -93,6 +95,11 @@ type Config struct {
 	OnClose namespace.OnClose
 	// ReadOnly refuses every change with ErrReadOnly.
 	ReadOnly bool
+	// Shared is the Pool, if somebody else may be writing it: then each file shows
+	// one epoch, and ReadOnly is set. Nil: nobody else does.
+	Shared Shared
+	// Follow is how often all files of a shared pool are refreshed; 0: when asked.
+	Follow time.Duration
 	// MaxIdle is how many regions stay open without a handle; 0 means 256.
 	MaxIdle int
 	// Interval is the time between the epochs of programs attached to a file that
@@ -133,6 +140,7 @@ type Volume struct {
 	idle     *list.List // of *file without refs, least recently used first
 	known    map[namespace.Ino]uint64
 	orphans  map[namespace.Ino]struct{} // inodes without names that wait for Forget
+	pinned   map[namespace.Ino]struct{} // and those that another machine reads
 	counters Counters                   // its pages: of files that left the table
 	closed   bool
 }
@@ -171,6 +179,7 @@ func New(cfg Config) *Volume {
 		idle:    list.New(),
 		known:   make(map[namespace.Ino]uint64),
 		orphans: make(map[namespace.Ino]struct{}),
+		pinned:  make(map[namespace.Ino]struct{}),
 	}
 	if v.log == nil {
 		v.log = slog.New(slog.DiscardHandler)
@@ -184,9 +193,10 @@ func New(cfg Config) *Volume {
 // noKernel is the Invalidator of a volume that is not mounted.
 type noKernel struct{}
 
-func (noKernel) Content(namespace.Ino) error       { return nil }
-func (noKernel) Attr(namespace.Ino) error          { return nil }
-func (noKernel) Entry(namespace.Ino, string) error { return nil }
+func (noKernel) Content(namespace.Ino) error             { return nil }
+func (noKernel) Range(namespace.Ino, int64, int64) error { return nil }
+func (noKernel) Attr(namespace.Ino) error                { return nil }
+func (noKernel) Entry(namespace.Ino, string) error       { return nil }
 
 // SetInvalidator tells the volume which kernel caches it. It is called once,
 // before the first request.
@@ -221,6 +231,9 @@ func (v *Volume) Run(ctx context.Context) error {
 	})
 	defer wg.Wait()
 	defer close(maintain)
+	if v.cfg.Follow > 0 {
+		wg.Go(func() { v.follow(ctx) })
+	}
 	for {
 		retry := false
 		select {
@@ -240,6 +253,7 @@ func (v *Volume) Run(ctx context.Context) error {
 		}
 		if retry {
 			v.resettle(ctx)
+			v.retryPinned()
 		}
 		v.evict(ctx)
 	}
@@ -317,7 +331,7 @@ func (v *Volume) Close(ctx context.Context) error {
 		f.refs, f.handles = 0, 0
 		_, orphan := v.orphans[f.ino]
 		v.mu.Unlock()
-		if orphan || !f.loaded() {
+		if orphan || !f.loaded() || v.cfg.Shared != nil { // the pool's end unpins all
 			continue
 		}
 		if err := v.closeImage(ctx, f); err != nil {

@@ -210,6 +210,8 @@ func (k *kernel) Content(ino namespace.Ino) error {
 
 func (k *kernel) Attr(namespace.Ino) error { return nil }
 
+func (k *kernel) Range(ino namespace.Ino, _, _ int64) error { return k.Content(ino) }
+
 func (k *kernel) Entry(_ namespace.Ino, name string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -22,7 +22,11 @@ const (
 	XattrCheckpoint = xattrPrefix + "checkpoint"
 	// XattrOnClose reads and sets "rollback" or "commit"; removing it goes back
 	// to what the mount says.
-	XattrOnClose     = xattrPrefix + "on_close"
+	XattrOnClose = xattrPrefix + "on_close"
+	// XattrRefresh, when it is read, makes a file of a mount beside a writer show its
+	// newest committed epoch, which is the value; of a directory all files that are
+	// in use. Reading it is what a mount that is read-only allows.
+	XattrRefresh     = xattrPrefix + "refresh"
 	XattrEpoch       = xattrPrefix + "epoch"       // last committed, decimal
 	XattrDirtyPages  = xattrPrefix + "dirty_pages" // of the open epoch, decimal
 	XattrCheckpoints = xattrPrefix + "checkpoints" // names, oldest first, each ended by a newline
@@ -70,6 +74,8 @@ func (v *Volume) virtualXattr(ctx context.Context, ino namespace.Ino, name strin
 		return v.cfg.AttachSocket, nil
 	case XattrInterval:
 		return v.Interval(ctx, ino).String(), nil
+	case XattrRefresh:
+		return v.refreshText(ctx, ino)
 	case XattrOnClose, XattrEpoch, XattrDirtyPages, XattrCheckpoints, XattrPoisoned:
 	default:
 		return "", namespace.ErrNoXattr

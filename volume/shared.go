@@ -1,0 +1,241 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/rpmemfs/rpmemfs/epoch"
+	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/region"
+)
+
+// A Shared is a Pool that somebody else may be writing. A file shows one epoch of it,
+// which is pinned: nobody uses its slots again.
+type Shared interface {
+	// Pin pins the newest committed epoch of a region and returns it, as a
+	// checkpoint without a name. It may wait until a writer that died has lost its
+	// lease. Epoch 0 is that of a region that nothing was ever committed to.
+	Pin(ctx context.Context, id region.ID) (region.Checkpoint, error)
+	// Unpin gives back all pins of a region but that of the epoch keep; 0: all.
+	Unpin(ctx context.Context, id region.ID, keep epoch.ID) error
+}
+
+// shownFor is how long a file that nobody has open goes on showing its epoch. Its next
+// user sees the newest.
+const shownFor = 30 * time.Second
+
+// openShared opens a region to show its newest epoch.
+func (v *Volume) openShared(ctx context.Context, f *file) error {
+	var err error
+	f.image, err = region.Open(ctx, region.Config{
+		Device:   v.cfg.Conn,
+		Location: region.Location{ID: region.ID(f.ino)},
+		// Its slots are somebody else's to know.
+		Family: func(context.Context, func(region.Slot)) error { return nil },
+		Log:    v.log,
+	})
+	if err != nil {
+		return err
+	}
+	if f.shown, err = v.cfg.Shared.Pin(ctx, region.ID(f.ino)); err != nil {
+		return err
+	}
+	if err := f.image.View(f.shown); err != nil {
+		return errors.Join(err, v.cfg.Shared.Unpin(ctx, region.ID(f.ino), 0))
+	}
+	f.cache = rdmacache.New(rdmacache.Config{Conn: v.cfg.Conn, Image: f.image, Log: v.log, Now: v.now})
+	f.manager = epoch.NewManager(f.cache)
+	return nil
+}
+
+// closeShared lets go of the epoch that a file shows, and is leaving.
+func (v *Volume) closeShared(ctx context.Context, f *file) error {
+	// The kernel would go on showing its pages beside those of the next one.
+	return errors.Join(v.invalidator().Content(f.ino), v.cfg.Shared.Unpin(ctx, region.ID(f.ino), 0))
+}
+
+// Refresh makes a file show its newest committed epoch, which it returns, or, given a
+// directory, all files that show one; then it returns 0. When it returns, mappings
+// and reads show the new epoch and nothing of the old one; meanwhile either. Of a
+// volume that is not shared it says what the epoch is.
+func (v *Volume) Refresh(ctx context.Context, ino namespace.Ino) (epoch.ID, error) {
+	n, err := v.cfg.Pool.Inode(ctx, ino)
+	if err != nil {
+		return 0, err
+	}
+	if n.Mode&syscall.S_IFMT == syscall.S_IFDIR {
+		return 0, v.refreshAll(ctx)
+	}
+	f, err := v.acquireRegular(ctx, ino)
+	if err != nil {
+		return 0, err
+	}
+	defer v.release(f)
+	return v.refresh(ctx, f)
+}
+
+func (v *Volume) refreshAll(ctx context.Context) error {
+	var errs []error
+	for _, f := range v.inUse() {
+		if _, err := v.refresh(ctx, f); err != nil {
+			errs = append(errs, fmt.Errorf("refresh file %d: %w", f.ino, err))
+		}
+		v.release(f)
+	}
+	return errors.Join(errs...)
+}
+
+func (v *Volume) refresh(ctx context.Context, f *file) (epoch.ID, error) {
+	if v.cfg.Shared == nil {
+		return f.cache.Committed(), nil
+	}
+	f.treesMu.Lock()
+	defer f.treesMu.Unlock()
+	id := region.ID(f.ino)
+	next, err := v.cfg.Shared.Pin(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	if next.Epoch == f.shown.Epoch {
+		return next.Epoch, nil
+	}
+	ctx = context.WithoutCancel(ctx) // the kernel must forget all that changed
+	forget := v.changes(ctx, f, next)
+	if err := f.image.View(next); err != nil {
+		return 0, errors.Join(err, v.cfg.Shared.Unpin(ctx, id, f.shown.Epoch))
+	}
+	f.shown = next
+	// It has nothing to discard, but takes over the new size. A read that began
+	// before holds its pages in the kernel until it ends, and forgetting waits for it.
+	_, err = f.cache.Discard(forget)
+	if err := errors.Join(err, v.cfg.Shared.Unpin(ctx, id, next.Epoch)); err != nil {
+		return 0, err
+	}
+	return next.Epoch, nil
+}
+
+// maxRanges is how many runs of pages the kernel is told to forget one by one.
+const maxRanges = 1024
+
+// changes returns what makes the kernel forget the pages by which next differs from
+// what a file shows.
+func (v *Volume) changes(ctx context.Context, f *file, next region.Checkpoint) func() error {
+	kernel := v.invalidator()
+	type run struct{ page, n uint64 }
+	var runs []run
+	err := region.Changed(ctx, v.cfg.Conn, region.ID(f.ino), f.shown.Tree, next.Tree, func(page, n uint64) {
+		if len(runs) <= maxRanges {
+			runs = append(runs, run{page, n})
+		}
+	})
+	if err != nil || len(runs) > maxRanges {
+		v.log.Debug("all of a file is forgotten, not what changed", "ino", f.ino, "err", err)
+		return func() error { return kernel.Content(f.ino) }
+	}
+	return func() error {
+		err := kernel.Attr(f.ino)
+		for _, r := range runs {
+			err = errors.Join(err, kernel.Range(f.ino, int64(r.page)*region.PageSize, int64(r.n)*region.PageSize))
+		}
+		return err
+	}
+}
+
+// follow refreshes everything, every so often, until ctx ends.
+func (v *Volume) follow(ctx context.Context) {
+	tick := time.NewTicker(v.cfg.Follow)
+	defer tick.Stop()
+	level := slog.LevelWarn
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := v.refreshAll(ctx)
+		if err == nil {
+			level = slog.LevelWarn
+		} else if ctx.Err() == nil {
+			v.log.Log(ctx, level, "some files still show an older epoch", "err", err)
+			level = slog.LevelDebug // until it has worked again
+		}
+	}
+}
+
+// PinCommitted keeps the committed epoch of a file for readers of other machines: no
+// slot of it is used again until UnpinCommitted. Its open epoch stays open. The caller
+// records the checkpoint.
+func (v *Volume) PinCommitted(ctx context.Context, ino namespace.Ino) (region.Checkpoint, error) {
+	f, err := v.acquireRegular(ctx, ino)
+	if err != nil {
+		return region.Checkpoint{}, err
+	}
+	defer v.release(f)
+	f.treesMu.Lock()
+	defer f.treesMu.Unlock()
+	var cp region.Checkpoint
+	err = v.withSpace(ctx, func() (err error) {
+		cp, err = f.image.Pin(context.WithoutCancel(ctx), v.now().UnixNano())
+		return err
+	})
+	return cp, err
+}
+
+// UnpinCommitted takes back PinCommitted, after the record is gone. A file that is not
+// open has nothing to take back.
+func (v *Volume) UnpinCommitted(ctx context.Context, ino namespace.Ino, e epoch.ID) {
+	v.unpin(ctx, ino, func(cp *region.Checkpoint) bool { return cp.Name == region.PinName(e) })
+}
+
+// KeepPins takes back PinCommitted of all epochs that are not in pins.
+func (v *Volume) KeepPins(ctx context.Context, pins map[namespace.Ino][]epoch.ID) {
+	v.mu.Lock()
+	var files []namespace.Ino
+	for ino := range v.files {
+		files = append(files, ino)
+	}
+	v.mu.Unlock()
+	for _, ino := range files {
+		kept := make(map[string]bool)
+		for _, e := range pins[ino] {
+			kept[region.PinName(e)] = true
+		}
+		v.unpin(ctx, ino, func(cp *region.Checkpoint) bool { return region.IsPin(cp.Name) && !kept[cp.Name] })
+	}
+}
+
+// unpin drops pins of a file from its image, if it is open or being opened.
+func (v *Volume) unpin(ctx context.Context, ino namespace.Ino, which func(*region.Checkpoint) bool) {
+	v.mu.Lock()
+	f := v.files[ino]
+	if f == nil || f.left != nil {
+		v.mu.Unlock()
+		return
+	}
+	f.refs++
+	v.busy(f)
+	v.mu.Unlock()
+	defer v.release(f)
+	if await(ctx, f.ready) != nil || f.err != nil {
+		return // who opens it next does not find the pin
+	}
+	f.treesMu.Lock()
+	defer f.treesMu.Unlock()
+	for _, cp := range f.image.Checkpoints() {
+		if which(&cp) {
+			v.dropFromImage(f, cp.Name)
+		}
+	}
+}
+
+// refreshText is what reading XattrRefresh does.
+func (v *Volume) refreshText(ctx context.Context, ino namespace.Ino) (string, error) {
+	e, err := v.Refresh(ctx, ino)
+	return strconv.FormatUint(uint64(e), 10), err
+}

@@ -24,6 +24,10 @@ var (
 	ErrReadOnly = errors.New("remote: opened read-only")
 	// ErrNotOwned reports slots returned by a region that does not own them.
 	ErrNotOwned = errors.New("remote: slots not owned by the region")
+	// ErrPoisoned reports a memory node that could not write its directory, and
+	// changes nothing until it is restarted. It is not epoch.ErrPoisoned: no region
+	// has lost anything.
+	ErrPoisoned = errors.New("remote: the memory node's directory is poisoned; restart the memory node")
 	// ErrClosed reports the use of a pool after Close.
 	ErrClosed = errors.New("remote: closed")
 	// ErrProtocol reports an answer that no memory node would give.
@@ -37,6 +41,10 @@ var errChanged = errors.New("remote: changed by another call")
 // found, damage for example, arrives as the sentinels of packages namespace and
 // region.
 var wire = slices.Concat(
+	rpcerr.Table{
+		// Before epoch.ErrPoisoned, which has the same reason.
+		{Err: ErrPoisoned, Reason: controlpb.Reason_REASON_POISONED, Code: codes.DataLoss},
+	},
 	rpcerr.Pools,
 	rpcerr.Table{
 		{Err: ErrLeased, Reason: controlpb.Reason_REASON_LEASED, Code: codes.FailedPrecondition},

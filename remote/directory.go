@@ -150,10 +150,7 @@ func (p *Pool) Rename(ctx context.Context, oldParent namespace.Ino, oldName stri
 		return lost, err
 	}
 	// One that is done again is undone.
-	moved, err := p.Lookup(ctx, oldParent, oldName)
-	if err != nil {
-		return nil, err
-	}
+	moved, _ := p.Lookup(ctx, oldParent, oldName) // without it there is nothing to exchange
 	for {
 		lost, again, err := p.rename(ctx, oldParent, oldName, newParent, newName, flags)
 		if err != nil || !again {

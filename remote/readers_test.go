@@ -159,8 +159,8 @@ func TestReadersBesideAWriter(t *testing.T) {
 	if err := h.Sync(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if e, err := readers[0].Refresh(ctx, namespace.Root); e != 0 || err != nil {
-		t.Fatal(e, err)
+	if text, err := readers[0].Xattr(ctx, namespace.Root, volume.XattrRefresh); len(text) != 0 || err != nil {
+		t.Fatal(text, err)
 	}
 	if got := stampOf(t, readers[0].Volume, ino, 2*pages); got != 60 {
 		t.Fatalf("stamp %d, want 60", got)

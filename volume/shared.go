@@ -60,18 +60,10 @@ func (v *Volume) closeShared(ctx context.Context, f *file) error {
 	return errors.Join(v.invalidator().Content(f.ino), v.cfg.Shared.Unpin(ctx, region.ID(f.ino), 0))
 }
 
-// Refresh makes a file show its newest committed epoch, which it returns, or, given a
-// directory, all files that show one; then it returns 0. When it returns, mappings
-// and reads show the new epoch and nothing of the old one; meanwhile either. Of a
-// volume that is not shared it says what the epoch is.
+// Refresh makes a file show its newest committed epoch, which it returns. When it
+// returns, mappings and reads show that epoch and nothing of the one before; meanwhile
+// either. In a volume that is not shared it changes nothing.
 func (v *Volume) Refresh(ctx context.Context, ino namespace.Ino) (epoch.ID, error) {
-	n, err := v.cfg.Pool.Inode(ctx, ino)
-	if err != nil {
-		return 0, err
-	}
-	if n.Mode&syscall.S_IFMT == syscall.S_IFDIR {
-		return 0, v.refreshAll(ctx)
-	}
 	f, err := v.acquireRegular(ctx, ino)
 	if err != nil {
 		return 0, err
@@ -80,7 +72,9 @@ func (v *Volume) Refresh(ctx context.Context, ino namespace.Ino) (epoch.ID, erro
 	return v.refresh(ctx, f)
 }
 
-func (v *Volume) refreshAll(ctx context.Context) error {
+// RefreshAll is Refresh for all files in use. It goes on after errors and returns them
+// joined.
+func (v *Volume) RefreshAll(ctx context.Context) error {
 	var errs []error
 	for _, f := range v.inUse() {
 		if _, err := v.refresh(ctx, f); err != nil {
@@ -158,7 +152,7 @@ func (v *Volume) follow(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		err := v.refreshAll(ctx)
+		err := v.RefreshAll(ctx)
 		if err == nil {
 			level = slog.LevelWarn
 		} else if ctx.Err() == nil {
@@ -234,8 +228,15 @@ func (v *Volume) unpin(ctx context.Context, ino namespace.Ino, which func(*regio
 	}
 }
 
-// refreshText is what reading XattrRefresh does.
+// refreshText is what reading XattrRefresh does, and returns.
 func (v *Volume) refreshText(ctx context.Context, ino namespace.Ino) (string, error) {
+	n, err := v.cfg.Pool.Inode(ctx, ino)
+	if err != nil {
+		return "", err
+	}
+	if n.Mode&syscall.S_IFMT == syscall.S_IFDIR {
+		return "", v.RefreshAll(ctx)
+	}
 	e, err := v.Refresh(ctx, ino)
 	return strconv.FormatUint(uint64(e), 10), err
 }

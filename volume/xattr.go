@@ -25,7 +25,7 @@ const (
 	XattrOnClose = xattrPrefix + "on_close"
 	// XattrRefresh, when it is read, makes a file of a mount beside a writer show its
 	// newest committed epoch, which is the value; of a directory all files that are
-	// in use. Reading it is what a mount that is read-only allows.
+	// in use, and the value is empty. Reading it is what a mount that is read-only allows.
 	XattrRefresh     = xattrPrefix + "refresh"
 	XattrEpoch       = xattrPrefix + "epoch"       // last committed, decimal
 	XattrDirtyPages  = xattrPrefix + "dirty_pages" // of the open epoch, decimal

@@ -53,6 +53,7 @@ checkpoints  path, checkpoints: [{name, epoch, time, size, mtime}]
 checkpoints rm, rm
              removed: [names]
 rollback     path, pages, epoch
+refresh      files: [{path, epoch*}]; epoch is that which a file shows now
 restore      path, checkpoint, epoch, saved_as*
 export       path, checkpoint*, image, size, data_bytes
 check        ok, files, pages, checkpoints, found, problems: [{ino, path*, text}];

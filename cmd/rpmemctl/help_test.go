@@ -38,7 +38,7 @@ func TestHelp(t *testing.T) {
 func TestHelpNamesFields(t *testing.T) {
 	for _, v := range []any{
 		fileJSON{}, listJSON{}, checkpointJSON{}, commitAllJSON{}, checkpointsJSON{}, keptCheckpointJSON{}, removedJSON{},
-		rollbackJSON{}, restoreJSON{}, exportJSON{}, checkJSON{}, problemJSON{}, statusJSON{}, poolJSON{}, versionJSON{},
+		rollbackJSON{}, refreshJSON{}, refreshedJSON{}, restoreJSON{}, exportJSON{}, checkJSON{}, problemJSON{}, statusJSON{}, poolJSON{}, versionJSON{},
 		heapCheckJSON{}, heapProblemJSON{}, heapStatJSON{}, heapClassJSON{}, heapSpansJSON{},
 		certificatesJSON{}, certificateJSON{}, sharesJSON{}, shareJSON{}, changedShareJSON{}, leasesJSON{}, shareLeaseJSON{}, endedJSON{},
 	} {

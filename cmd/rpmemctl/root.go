@@ -49,7 +49,7 @@ func newRoot(a *app) *cobra.Command {
 		}
 	}
 	add("files", newCreate(a), newLs(a), newStat(a), newClone(a), newRm(a), newExport(a), newImport(a), newHeap(a))
-	add("epochs", newCheckpoint(a), newCheckpoints(a), newRollback(a), newRestore(a), newRun(a))
+	add("epochs", newCheckpoint(a), newCheckpoints(a), newRollback(a), newRestore(a), newRefresh(a), newRun(a))
 	add("pool", newCheck(a), newStatus(a))
 	add("node", newShare(a), newLease(a), newPki(a))
 	root.AddCommand(newVersion(a))

@@ -124,6 +124,10 @@ func (o *options) setMountOption(opt string, sloppy bool) error {
 		d, err := time.ParseDuration(value)
 		o.lease = d
 		return err
+	case "follow":
+		d, err := time.ParseDuration(value)
+		o.follow = d
+		return err
 	case "control":
 		o.control = value
 	case "log_file":
@@ -157,6 +161,9 @@ func (o *options) args() []string {
 	}
 	if o.lease != 0 {
 		args = append(args, "--lease="+o.lease.String())
+	}
+	if o.follow != 0 {
+		args = append(args, "--follow="+o.follow.String())
 	}
 	if o.control != "" {
 		args = append(args, "--control="+o.control)

@@ -130,6 +130,8 @@ func (d *daemon) open(ctx context.Context) error {
 		OnClose:      namespace.OnClose(d.o.onClose),
 		Interval:     d.o.epochs.interval,
 		ReadOnly:     d.o.readOnly,
+		Shared:       d.shared(),
+		Follow:       d.o.follow,
 		Mountpoint:   d.o.mountpoint,
 		Socket:       d.socket,
 		AttachSocket: attachSocket,
@@ -179,6 +181,7 @@ func (d *daemon) serve(ctx context.Context) {
 	if d.attach != nil {
 		stopAttach = background("attach socket", d.runAttach)
 	}
+	stopReaders := background("help for readers on other nodes", d.serveReaders)
 	stopLease := background("lease", d.watchLease)
 	stopSignals := background("signals", d.handleSignals)
 	stopMetrics := func() {}
@@ -194,6 +197,7 @@ func (d *daemon) serve(ctx context.Context) {
 	stopQuiescer()
 	stopSignals()
 	stopLease()
+	stopReaders()
 	stopMetrics()
 	stopControl()
 	stopAttach()

@@ -31,6 +31,7 @@ type options struct {
 	control    string // path of the socket; empty: a default; "none": no socket
 	allowOther bool
 	readOnly   bool
+	follow     time.Duration // between refreshes of a mount that is read-only; 0: none
 	noExec     bool
 	background bool
 	logLevel   slog.Level
@@ -58,6 +59,11 @@ A memory node (see "rpmemfs serve") is mounted by its address. The mount takes t
 of the share, and waits for it if another one has it: when that ends, or is dead for
 as long as its lease lasts. A mount that loses its lease can write nothing more; its
 files give EIO until it is mounted again.
+
+With --read-only a share needs no lease: any number of nodes mount it beside the one
+that writes. Each file shows one committed epoch, whole, the newest when it was first
+used, and goes on to the newest one by "rpmemctl refresh", or every so often with
+--follow.
 
 SIGTERM and SIGINT unmount: the daemon waits for programs that use the mount, and
 names them. A second signal detaches the mount from the file tree and still waits;
@@ -87,6 +93,9 @@ func mountCommand() *cobra.Command {
 			if err := o.epochs.check(&o); err != nil {
 				return err
 			}
+			if err := o.checkReader(); err != nil {
+				return err
+			}
 			if o.background {
 				return startBackground()
 			}
@@ -110,7 +119,8 @@ func mountCommand() *cobra.Command {
 	f.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics and /healthz on this `address`, such as 127.0.0.1:9470")
 	f.StringVar(&o.control, "control", "", "path of the control socket, or none (default in /run/rpmemfs or $XDG_RUNTIME_DIR/rpmemfs)")
 	f.BoolVar(&o.allowOther, "allow-other", false, "let other users in, under the files' permissions (default for root)")
-	f.BoolVar(&o.readOnly, "read-only", false, "refuse every change")
+	f.BoolVar(&o.readOnly, "read-only", false, "refuse every change; of a memory node's share take no lease, and show committed epochs")
+	f.DurationVar(&o.follow, "follow", 0, "with --read-only, how often all files go on to their newest epochs (default: when asked)")
 	f.BoolVar(&o.noExec, "no-exec", false, "let no program of the mount be executed")
 	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	f.BoolVar(&o.logJSON, "log-json", false, "log as JSON, a line each")
@@ -120,6 +130,23 @@ func mountCommand() *cobra.Command {
 	must(cmd.RegisterFlagCompletionFunc("on-close", cobra.FixedCompletions([]string{"rollback", "commit"}, cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
+}
+
+// minFollow is how often a mount can be refreshed at most: each time the one that
+// writes is asked for every file in use.
+const minFollow = 10 * time.Millisecond
+
+// checkReader refuses what does not go with a mount that only reads.
+func (o *options) checkReader() error {
+	switch {
+	case o.follow != 0 && (!o.readOnly || !o.remote()):
+		return errors.New("--follow is for --read-only mounts of a memory node: nobody else changes what this one shows")
+	case o.follow != 0 && o.follow < minFollow:
+		return fmt.Errorf("--follow %v: want at least %v", o.follow, minFollow)
+	case o.steal && o.readOnly:
+		return errors.New("--steal takes a lease, and --read-only needs none")
+	}
+	return nil
 }
 
 // setPlaces takes the arguments: [SOURCE] MOUNTPOINT.

@@ -22,6 +22,8 @@ func TestHelperArgs(t *testing.T) {
 		{"/pool /mnt -n -v -o size=1MiB,on_close=commit,overlay=2MB", "--on-close=commit --size=1048576B --overlay=2000000B"},
 		{"/pool /mnt -o ro -o allow_other,noexec", "--on-close=rollback --allow-other --read-only --no-exec"},
 		{"-oro /pool /mnt -t fuse.rpmemfs", "--on-close=rollback --read-only"},
+		{"/pool /mnt -o ro,follow=1s", "--on-close=rollback --read-only --follow=1s"},
+		{"/pool /mnt -o follow=often", `time: invalid duration "often"`},
 		{"-sn /pool -o strange,ro /mnt", "--on-close=rollback --read-only"},
 		{"/pool /mnt -N /proc/1/ns/mnt", "--on-close=rollback"},
 		{"/pool /mnt -o control=/run/s,log_file=/l,log_level=debug", "--on-close=rollback --log-level=DEBUG --control=/run/s --log-file=/l"},

@@ -53,7 +53,7 @@ func (e *embedded) done() <-chan struct{} { return nil }
 func (e *embedded) why() error            { return nil }
 func (e *embedded) close() error          { return errors.Join(e.c.Close(), e.Pool.Close()) }
 
-// leased is a share of a memory node.
+// leased is a share of a memory node: with its lease, or of a session that only reads.
 type leased struct {
 	*remote.Pool
 	root namespace.Inode // as it was when the lease was taken
@@ -74,7 +74,7 @@ func (l leased) done() <-chan struct{} { return l.Done() }
 func (l leased) why() error            { return l.Err() }
 func (l leased) close() error          { return l.Close() }
 
-// dialNode takes the lease of a share.
+// dialNode takes the lease of a share, or opens it to read beside whoever has that.
 func (o *options) dialNode(ctx context.Context, log *slog.Logger) (source, error) {
 	u, err := nodeurl.Parse(o.pool)
 	if err != nil {
@@ -92,16 +92,16 @@ func (o *options) dialNode(ctx context.Context, log *slog.Logger) (source, error
 		return nil, err
 	}
 	p, err := remote.Dial(ctx, remote.Config{
-		Address:  u.Address(),
-		TLS:      tls,
-		Share:    u.Share,
-		Create:   !o.readOnly,
-		ReadOnly: o.readOnly,
-		Steal:    o.steal,
-		Wait:     o.wait,
-		Lease:    o.lease,
-		Holder:   fmt.Sprintf("%s:%s", host, o.mountpoint),
-		Log:      log,
+		Address: u.Address(),
+		TLS:     tls,
+		Share:   u.Share,
+		Create:  !o.readOnly,
+		Reader:  o.readOnly,
+		Steal:   o.steal,
+		Wait:    o.wait,
+		Lease:   o.lease,
+		Holder:  fmt.Sprintf("%s:%s", host, o.mountpoint),
+		Log:     log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", u, err)
@@ -113,13 +113,34 @@ func (o *options) dialNode(ctx context.Context, log *slog.Logger) (source, error
 	return leased{p, root}, nil
 }
 
+// shared returns the source as one that somebody else may write; nil: nobody does.
+func (d *daemon) shared() volume.Shared {
+	if l, ok := d.source.(leased); ok && d.o.readOnly {
+		return l.Pool
+	}
+	return nil
+}
+
+// serveReaders does for readers of the share, on other nodes, what only the holder of
+// its lease can.
+func (d *daemon) serveReaders(ctx context.Context) error {
+	if l, ok := d.source.(leased); ok && !d.o.readOnly {
+		return l.Watch(ctx, d.volume)
+	}
+	return nil
+}
+
 // watchLease says when the lease is over. The mount stays, and answers EIO.
 func (d *daemon) watchLease(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
+		return nil
 	case <-d.source.done():
-		d.log.Error("the lease is lost: nothing can be written or committed here any more, and what was not committed is gone; unmount, and mount again",
-			"source", d.o.pool, "why", d.source.why())
 	}
+	what := "the lease is lost: nothing can be written or committed here any more, and what was not committed is gone; unmount, and mount again"
+	if d.o.readOnly {
+		what = "the session with the memory node is lost: nothing can be read here any more; unmount, and mount again"
+	}
+	d.log.Error(what, "source", d.o.pool, "why", d.source.why())
 	return nil
 }

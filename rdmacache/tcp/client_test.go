@@ -168,47 +168,77 @@ func TestPatienceStartsAgain(t *testing.T) {
 	}
 }
 
+// A cutter cuts the newest connection of a server.
+type cutter struct {
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func (k *cutter) listen(l net.Listener) net.Listener {
+	return &conntest.Listener{Listener: l, Wrap: func(nc net.Conn) net.Conn {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.conns = append(k.conns, nc)
+		return nc
+	}}
+}
+
+func (k *cutter) cut() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	_ = k.conns[len(k.conns)-1].Close()
+}
+
 // Trouble is over when what waited is answered, though nobody flushes the writes that
 // were sent again: a break much later begins to count anew.
 func TestOldTroubleIsForgotten(t *testing.T) {
 	const patience = 300 * time.Millisecond
 	s := conntest.NewStore(1<<20, dax)
 	s.Inject(conntest.Hooks{Read: func([]byte, int64) error { time.Sleep(50 * time.Millisecond); return nil }})
-	var mu sync.Mutex
-	var conns []net.Conn
-	address := serve(t, one{s}, func(l net.Listener) net.Listener {
-		return &conntest.Listener{Listener: l, Wrap: func(nc net.Conn) net.Conn {
-			mu.Lock()
-			defer mu.Unlock()
-			conns = append(conns, nc)
-			return nc
-		}}
-	})
-	cut := func() {
-		mu.Lock()
-		defer mu.Unlock()
-		_ = conns[len(conns)-1].Close()
-	}
-	c := dial(t, tcp.Config{Connect: dialer(address), Patience: patience})
+	var k cutter
+	c := dial(t, tcp.Config{Connect: dialer(serve(t, one{s}, k.listen)), Patience: patience})
 	for _, read := range []bool{true, true, false, false} {
 		if err := c.Write(t.Context(), []byte{1}, 0); err != nil {
 			t.Fatal(err)
 		}
 		if read {
-			time.AfterFunc(20*time.Millisecond, cut) // while it waits
+			time.AfterFunc(20*time.Millisecond, k.cut) // while it waits
 			if err := c.Read(t.Context(), make([]byte, 1), 0); err != nil {
 				t.Fatal(err)
 			}
 		} else {
-			cut()
+			k.cut()
 		}
 		time.Sleep(2 * patience)
 	}
 	if err := c.Flush(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if len(conns) != 5 {
-		t.Errorf("%d connections, want 5", len(conns))
+	if len(k.conns) != 5 {
+		t.Errorf("%d connections, want 5", len(k.conns))
+	}
+}
+
+// A read that nobody waits for any more when its connection breaks is no trouble
+// that lasts.
+func TestAbandonedReadIsNoTrouble(t *testing.T) {
+	const patience = 300 * time.Millisecond
+	s := conntest.NewStore(1<<20, dax)
+	gate := make(chan struct{})
+	s.Inject(conntest.Hooks{Read: func([]byte, int64) error { <-gate; return nil }})
+	var k cutter
+	c := dial(t, tcp.Config{Connect: dialer(serve(t, one{s}, k.listen)), Patience: patience})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := c.Read(ctx, make([]byte, 1), 0); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("read = %v, want context.DeadlineExceeded", err)
+	}
+	k.cut()
+	close(gate)
+	time.Sleep(2 * patience)
+	k.cut()
+	if err := c.Flush(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -3,6 +3,7 @@ package tcp
 import (
 	"context"
 	"net"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -116,6 +117,9 @@ func (c *Conn) gatherReads(k *clientLink) {
 	}
 	clear(c.reads[len(kept):])
 	c.reads = kept
+	if !c.outstandingLocked() {
+		c.troubled = time.Time{} // who waited has left, and nobody will hear of it
+	}
 }
 
 // gatherFlush sends a FLUSH if none is under way and it covers what somebody waits

@@ -3,7 +3,6 @@ package memnode
 import (
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"time"
 
@@ -26,23 +25,34 @@ type Lease struct {
 // maxHolder is the longest name of a holder in bytes.
 const maxHolder = 255
 
-// GrantLease records a lease durably and raises the pool's generation to make one for
-// it, which it returns with the lease. Then it frees inodes of the share that have no
-// names: whoever had them open is gone.
+// GrantLease frees inodes of the share that have no names: whoever had them open is
+// gone. Then it records the lease durably and raises the pool's generation to make one
+// for it, which it returns with the lease.
 //
 // ErrLeased, with the holder's name, if anyone has a lease of the share or of the
 // whole pool, or if the whole pool is wanted and anyone has any. The caller's own
 // counts too. namespace.ErrNotExist if there is no such share.
 func (p *Pool) GrantLease(ctx context.Context, l Lease) (Lease, error) {
+	if err := p.grantLease(ctx, &l); err != nil {
+		return Lease{}, fmt.Errorf("grant lease of share %d: %w", l.Share, err)
+	}
+	return l, nil
+}
+
+func (p *Pool) grantLease(ctx context.Context, l *Lease) error {
 	if len(l.Holder) > maxHolder || l.Timeout <= 0 {
-		return Lease{}, fmt.Errorf("grant lease of share %d: %w", l.Share, namespace.ErrInvalid)
+		return namespace.ErrInvalid
 	}
 	// The session before may have died before its last flush. What the next one finds
 	// of it must last: it uses the slots that it replaced.
 	if err := p.Flush(); err != nil {
-		return Lease{}, fmt.Errorf("grant lease of share %d: %w", l.Share, err)
+		return err
 	}
-	err := p.update(ctx, func(t txn) error {
+	// All that can fail comes before the record: nobody would end the lease.
+	if err := p.reapOrphans(ctx, l.Share); err != nil {
+		return err
+	}
+	return p.update(ctx, func(t txn) error {
 		if l.Share != namespace.Root {
 			if _, err := t.shareRecord(l.Share); err != nil {
 				return err
@@ -62,15 +72,6 @@ func (p *Pool) GrantLease(ctx context.Context, l Lease) (Lease, error) {
 		}
 		return t.put(bucketLeases, key1(uint64(l.Share)), l.encode())
 	})
-	if err != nil {
-		return Lease{}, fmt.Errorf("grant lease of share %d: %w", l.Share, err)
-	}
-	ctx = context.WithoutCancel(ctx) // nobody else would end it
-	if err := p.reapOrphans(ctx, l.Share); err != nil {
-		err = errors.Join(err, p.EndLease(ctx, l.Share, l.Session))
-		return Lease{}, fmt.Errorf("grant lease of share %d: %w", l.Share, err)
-	}
-	return l, nil
 }
 
 // EndLease forgets the lease that a session has of a share, durably, or does nothing

@@ -266,8 +266,8 @@ func (p *Pool) begin(t txn, keepLeases bool) (leases int, err error) {
 // reapBatch is how many orphans one transaction finds at most.
 const reapBatch = 1024
 
-// reapOrphans frees the inodes of a share that a crash left without a name. Nobody
-// uses the share.
+// reapOrphans frees the inodes of a share that a crash left without a name. ErrLeased
+// if somebody has the share, and may have them open.
 func (p *Pool) reapOrphans(ctx context.Context, share namespace.Ino) error {
 	total := 0
 	last := namespace.Ino(0)
@@ -285,6 +285,9 @@ func (p *Pool) reapOrphans(ctx context.Context, share namespace.Ino) error {
 		}
 		var freed []region.Run
 		err = p.update(ctx, func(t txn) error {
+			if err := t.checkUnleased(share); err != nil {
+				return err
+			}
 			for _, ino := range orphans {
 				_, runs, err := t.of(share).reap(ino)
 				if errors.Is(err, region.ErrPinned) {

@@ -170,3 +170,45 @@ func TestTakeoverOfUnflushedEpoch(t *testing.T) {
 		})
 	}
 }
+
+// An inode without a name is freed before its share is leased, and not while it is. A
+// grant that cannot free it leaves no lease behind, which nobody would end.
+func TestGrantLeaseReapsFirst(t *testing.T) {
+	p, ctx := newPool(t), t.Context()
+	share := mustShare(t, p, "s", 0)
+	first := Lease{Share: share, Session: [16]byte{1}, Timeout: time.Second}
+	if _, err := p.GrantLease(ctx, first); err != nil {
+		t.Fatal(err)
+	}
+	v := p.View(share)
+	n, err := v.Create(ctx, namespace.Root, "f", fileInode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Unlink(ctx, namespace.Root, "f"); err != nil {
+		t.Fatal(err)
+	}
+	next := Lease{Share: share, Session: [16]byte{2}, Timeout: time.Second}
+	_, err = p.GrantLease(ctx, next)
+	wantErr(t, "GrantLease of a share that is leased", err, ErrLeased)
+	if _, err := v.Inode(ctx, n.Ino); err != nil {
+		t.Errorf("a file that may be open: %v", err)
+	}
+	if err := p.EndLease(ctx, share, first.Session); err != nil {
+		t.Fatal(err)
+	}
+	good := p.meta
+	p.meta = &failMeta{boltMeta: good.(*boltMeta), n: 0}
+	_, err = p.GrantLease(ctx, next)
+	p.meta = good
+	wantErr(t, "GrantLease that frees nothing", err, errInjected)
+	if leases, err := p.Leases(ctx); err != nil || len(leases) != 0 {
+		t.Errorf("Leases = %v, %v, want none", leases, err)
+	}
+	if _, err := p.GrantLease(ctx, next); err != nil {
+		t.Fatal(err)
+	}
+	_, err = v.Inode(ctx, n.Ino)
+	wantErr(t, "the file that nobody has open", err, namespace.ErrNotExist)
+	wantSound(t, p)
+}

@@ -72,6 +72,7 @@ const maxReadTries = 1000
 // readPage reads page of v into p, PageSize bytes.
 func (c *Cache) readPage(ctx context.Context, page uint64, v view, p []byte) error {
 	var last region.Entry
+	var failed error // of a read of last
 	for try := 0; ; try++ {
 		at, err := c.find(ctx, page, v)
 		if err != nil {
@@ -85,16 +86,29 @@ func (c *Cache) readPage(ctx context.Context, page uint64, v view, p []byte) err
 			clear(p)
 			return nil
 		}
+		moved := try == 0 || !samePlace(at.entry, last)
+		if failed != nil && !moved {
+			return failed
+		}
+		// After find the page may have left its slot. If that was used again, a
+		// checksum differs; if the pool has it back, it is out of reach. Where the
+		// page still is in the same place, it is damaged.
+		failed = nil
 		err = region.ReadPage(ctx, c.conn, c.image.ID(), page, at.entry, p)
-		// A checksum may differ because the slot was used again after find. Where
-		// the page still is in the same place, it is damaged.
-		moved := try == 0 || at.entry.Slot != last.Slot || at.entry.CRC != last.CRC
-		if err == nil || !errors.Is(err, region.ErrCorrupt) || !moved || try > maxReadTries {
+		switch {
+		case err == nil:
+			return nil
+		case try > maxReadTries, errors.Is(err, region.ErrCorrupt) && !moved:
 			return err
+		case !errors.Is(err, region.ErrCorrupt):
+			failed = err
 		}
 		last = at.entry
 	}
 }
+
+// samePlace says whether two entries name the same bytes.
+func samePlace(a, b region.Entry) bool { return a.Slot == b.Slot && a.CRC == b.CRC }
 
 // ReadAt reads the newest bytes, open epoch included. It returns less than len(p)
 // only at the end of the file. Every page is verified: damage is an error that
@@ -148,7 +162,13 @@ func (c *Cache) readRun(ctx context.Context, p []byte, page uint64) (int, error)
 	}
 	p = p[:len(run)*PageSize]
 	if err := c.conn.Read(ctx, p, first.entry.Slot.Offset()); err != nil {
-		return 0, err
+		if c.stay(ctx, page, run) {
+			return 0, err
+		}
+		if err := c.readPage(ctx, page, viewNewest, p[:PageSize]); err != nil {
+			return 0, err
+		}
+		return PageSize, nil
 	}
 	for i, e := range run {
 		b := p[i*PageSize : (i+1)*PageSize]
@@ -159,4 +179,15 @@ func (c *Cache) readRun(ctx context.Context, p []byte, page uint64) (int, error)
 		}
 	}
 	return len(p), nil
+}
+
+// stay says whether the pages from page on are where run says.
+func (c *Cache) stay(ctx context.Context, page uint64, run []region.Entry) bool {
+	for i, e := range run {
+		at, err := c.find(ctx, page+uint64(i), viewNewest)
+		if err == nil && (at.frame != nil || !samePlace(at.entry, e)) {
+			return false
+		}
+	}
+	return true
 }

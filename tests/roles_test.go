@@ -5,6 +5,7 @@ var roles = map[string]func(args []string) error{
 	"getxattr": roleGetxattr,
 	"setxattr": roleSetxattr,
 	"stamp":    roleStamp,
+	"watch":    roleWatch,
 	"verify":   roleVerify,
 	"bolt":     roleBolt,
 	"boltload": roleBoltCheck,

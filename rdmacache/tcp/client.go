@@ -16,7 +16,11 @@ import (
 const (
 	defaultPatience = 10 * time.Second
 	minPatience     = 100 * time.Millisecond
-	defaultWindow   = 32 << 20
+	// defaultWindow is small, so that what is written stays in the processor's
+	// caches until it is sent. Where a flush waits for a device it is larger: a
+	// flush is asked for when half of it is used.
+	defaultWindow     = 8 << 20
+	defaultSlowWindow = 32 << 20
 )
 
 // A Conn is a compute node's end. It is safe for concurrent use.
@@ -90,9 +94,6 @@ func Dial(ctx context.Context, cfg Config) (*Conn, error) {
 	if cfg.Patience <= 0 {
 		c.patience = defaultPatience
 	}
-	if c.window <= 0 {
-		c.window = defaultWindow
-	}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -103,6 +104,12 @@ func Dial(ctx context.Context, cfg Config) (*Conn, error) {
 		return nil, err
 	}
 	c.medium = rdmacache.Medium{Kind: w.kind, Volatile: w.volatile}
+	if c.window <= 0 {
+		c.window = defaultWindow
+		if slow(c.medium) {
+			c.window = defaultSlowWindow
+		}
+	}
 	c.link = k
 	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	c.stop = stop

@@ -172,7 +172,7 @@ func (k *link) refuse(h header, err error, other code) {
 }
 
 // waits says that the medium may have to wait for its device.
-func (k *link) waits() bool { return k.medium.Kind == "file" }
+func (k *link) waits() bool { return slow(k.medium) }
 
 // beside does the work of a request of n bytes: at once, or in a goroutine where
 // the medium waits.

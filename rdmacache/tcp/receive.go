@@ -8,8 +8,9 @@ import (
 )
 
 // receiveSize is what a connection reads ahead. A message up to this size is used
-// where it was received.
-const receiveSize = 128 << 10
+// where it was received: an answer to the largest READ that the kernel's read-ahead
+// asks for by default is one.
+const receiveSize = headerSize + 128<<10
 
 // large holds the buffers of messages that are longer, *[headerSize + maxData]byte.
 var large = sync.Pool{New: func() any { return new([headerSize + maxData]byte) }}

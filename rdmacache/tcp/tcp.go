@@ -55,7 +55,8 @@ type Config struct {
 	// tried again before everything fails with ErrLost: the lease. 0 means 10 s.
 	Patience time.Duration
 	// Window bounds the bytes of writes that no flush covers yet, which are kept
-	// to be sent again. Write waits where it is full. 0 means 32 MiB.
+	// to be sent again. Write waits where it is full. 0 means 8 MiB, and 32 MiB
+	// where a flush waits for a device.
 	Window int64
 	Log    *slog.Logger // nil discards
 }
@@ -80,3 +81,6 @@ type ServerConfig struct {
 	Connections int          // how many at once; 0 means 1024
 	Log         *slog.Logger // nil discards
 }
+
+// slow says that reads and flushes of a medium may wait for a device.
+func slow(m rdmacache.Medium) bool { return m.Kind == "file" }

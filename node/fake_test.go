@@ -28,6 +28,7 @@ type fakeStore struct {
 	fences     map[namespace.Ino]*fakeFence
 	failGrant  error    // of the next GrantLease
 	failOpen   error    // of the next open
+	failEnd    error    // of every EndLease, until it is taken away
 	slow       chan int // if not nil, GrantLease waits for it
 	events     []string
 }
@@ -63,6 +64,9 @@ func (f *fakeStore) GrantLease(_ context.Context, l memnode.Lease) (memnode.Leas
 func (f *fakeStore) EndLease(_ context.Context, share namespace.Ino, session [16]byte) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.failEnd != nil {
+		return f.failEnd
+	}
 	if l, ok := f.leases[share]; ok && l.Session == session {
 		if fence := f.fences[share]; fence != nil && !fence.over() {
 			f.t.Errorf("the lease of %s ends before its fence", l.Holder)

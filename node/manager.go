@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/rpmemfs/rpmemfs/memnode"
 	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/region"
 )
 
 // Limits of what callers can make a node remember.
@@ -16,7 +18,14 @@ const (
 	maxSessions = 1024 // open, opening or ending
 	maxWaiters  = 1024
 	maxObits    = 256 // sessions that are over, of which it is known why
+
+	// maxShareOf is what fraction of the waiters, and of the readers, one identity may be.
+	maxShareOf = 8
 )
+
+// forgetAgain is how long an ended lease stays recorded for want of space until the
+// next try.
+const forgetAgain = time.Second
 
 // A manager gives the leases of the pool's shares to sessions, one at a time for
 // each share, and takes them back when they are not kept alive. Its clock alone
@@ -168,17 +177,33 @@ func (m *manager) finish(s *session) {
 		m.finishReader(s)
 		return
 	}
-	// The next lease is granted in any case: if the record could not go, the pool
-	// is poisoned and refuses that itself.
-	err := m.store.EndLease(context.Background(), s.lease.Share, s.lease.Session)
-	if err != nil {
-		m.log.Error("the record of an ended lease stays", "share", s.req.name, "holder", s.lease.Holder, "error", err)
-	}
+	m.forget(s.lease)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(m.sessions, s.lease.Share)
 	m.conclude(s)
 	m.dispatch()
+}
+
+// forget ends a lease in the store. While there is no space to say so it tries again:
+// nobody else is granted the share before. After any other error the pool is poisoned,
+// and grants nothing any more.
+func (m *manager) forget(l memnode.Lease) {
+	for {
+		err := m.store.EndLease(context.Background(), l.Share, l.Session)
+		if err == nil {
+			return
+		}
+		m.log.Error("the record of an ended lease stays", "share", l.Share, "holder", l.Holder, "error", err)
+		if !errors.Is(err, region.ErrNoSpace) {
+			return
+		}
+		select {
+		case <-time.After(forgetAgain):
+		case <-m.stopping:
+			return // the next start finds the lease, and ends it in time
+		}
+	}
 }
 
 // conclude makes an ending session over. mu is held.

@@ -95,7 +95,7 @@ func (m *manager) enqueue(req *openRequest) (*session, *waiter, error) {
 			return nil, w, nil
 		}
 	}
-	if len(m.queue) == maxWaiters || len(m.sessions) == maxSessions {
+	if len(m.queue) == maxWaiters || len(m.sessions) >= maxSessions || m.waitsEnough(req.identity) {
 		return nil, nil, fmt.Errorf("%w: %d sessions, %d more wait", errBusy, len(m.sessions), len(m.queue))
 	}
 	if req.steal {
@@ -110,6 +110,18 @@ func (m *manager) enqueue(req *openRequest) (*session, *waiter, error) {
 	}
 	m.dispatch()
 	return nil, w, nil
+}
+
+// waitsEnough tells whether an identity has as many requests in the queue as leave
+// room for others. Without TLS nobody has a name, and all are trusted. mu is held.
+func (m *manager) waitsEnough(identity string) bool {
+	n := 0
+	for _, w := range m.queue {
+		if w.req.identity == identity {
+			n++
+		}
+	}
+	return identity != "" && n >= maxWaiters/maxShareOf
 }
 
 // steal ends a session for another holder: now, or as soon as it was granted. mu is
@@ -233,7 +245,7 @@ func (m *manager) grant(ctx context.Context, s *session) error {
 	l, err := m.store.GrantLease(ctx, l)
 	if err == nil {
 		if s.view, s.fence, err = m.store.open(ctx, l.Share); err != nil {
-			m.forget(ctx, l)
+			m.forget(l)
 		}
 	}
 	m.mu.Lock()
@@ -252,20 +264,13 @@ func (m *manager) grant(ctx context.Context, s *session) error {
 	m.mu.Unlock()
 	if err == nil {
 		s.fence.End()
-		m.forget(ctx, l) // nobody will ever know its token
+		m.forget(l) // nobody will ever know its token
 		err = errStopping
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.abandon(s)
 	return fmt.Errorf("lease share %q: %w", s.req.name, err)
-}
-
-// forget takes back a lease that nobody has heard of.
-func (m *manager) forget(ctx context.Context, l memnode.Lease) {
-	if err := m.store.EndLease(ctx, l.Share, l.Session); err != nil {
-		m.log.Error("the record of a lease that was not used stays", "share", l.Share, "error", err)
-	}
 }
 
 // abandon gives up a turn that came to nothing. mu is held.

@@ -40,17 +40,21 @@ func (m *manager) openReader(ctx context.Context, req openRequest) (*session, er
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	same := 0 // readers of this identity; without TLS nobody has one
 	for _, old := range m.readers {
 		if old.state == live && req.repeats(&old.req) {
 			s.fence.End()
 			return old, nil
 		}
+		if req.identity != "" && old.req.identity == req.identity {
+			same++
+		}
 	}
 	switch {
 	case m.stopped:
 		err = errStopping
-	case len(m.readers) == maxReaders:
-		err = fmt.Errorf("%w: %d readers", errBusy, maxReaders)
+	case len(m.readers) == maxReaders || same == maxReaders/maxShareOf:
+		err = fmt.Errorf("%w: %d readers", errBusy, len(m.readers))
 	}
 	if err != nil {
 		s.fence.End()

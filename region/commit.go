@@ -115,6 +115,13 @@ func (im *Image) commitRecord(ctx context.Context, c Change) (epoch.ID, error) {
 		err = im.dev.Flush(ctx)
 	}
 
+	if errors.Is(err, ErrNoSpace) && im.dev.Write(ctx, im.mark(), at) == nil {
+		// The writes are as they were before a flush: the device keeps those that
+		// found no space. The record may be among those that did find it, and must
+		// not become whole after all, when its epoch's number is another's.
+		return 0, fmt.Errorf("commit epoch %d: %w", r.epoch, err)
+	}
+
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	if err != nil {
@@ -259,20 +266,27 @@ func (im *Image) Mark(ctx context.Context) error {
 		defer im.mu.Unlock()
 		return im.err
 	}
+	id, at := im.epoch, im.log.runs[im.log.active].Start.Offset()+int64(im.log.off)
+	im.mu.Unlock()
+	err := im.dev.Write(ctx, im.mark(), at)
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if err != nil {
+		return im.poison(fmt.Errorf("mark epoch %d: %w", id, err))
+	}
+	im.marked = id
+	return nil
+}
+
+// mark is the record that says that the last epoch is durable. commitMu is held.
+func (im *Image) mark() []byte {
+	im.mu.Lock()
+	defer im.mu.Unlock()
 	r := record{
 		kind: kindMark, id: im.id, generation: im.gen, epoch: im.epoch, durable: im.epoch,
 		size: im.size, cut: NoPage, mtime: im.mtime, series: im.series,
 	}
-	at := im.log.runs[im.log.active].Start.Offset() + int64(im.log.off)
-	im.mu.Unlock()
-	err := im.dev.Write(ctx, r.encode(), at)
-	im.mu.Lock()
-	defer im.mu.Unlock()
-	if err != nil {
-		return im.poison(fmt.Errorf("mark epoch %d: %w", r.epoch, err))
-	}
-	im.marked = r.epoch
-	return nil
+	return r.encode()
 }
 
 // Close marks the last epoch. The caller flushes the device once for all regions.

@@ -51,7 +51,9 @@ func (r Run) End() Slot { return r.Start + Slot(r.N) }
 // persistent; Read sees earlier Writes of the same Device.
 //
 // When Flush returns nil all earlier Writes are in the persistence domain of the
-// medium. A failed Flush is never repeated.
+// medium. A failed Flush is never repeated, but for one that found no space for some of
+// them, ErrNoSpace: these are kept, in their order, and no later Flush succeeds without
+// them.
 type Device interface {
 	Read(ctx context.Context, p []byte, off int64) error
 	Write(ctx context.Context, p []byte, off int64) error

@@ -19,7 +19,7 @@ const (
 	maxWaiters  = 1024
 	maxObits    = 256 // sessions that are over, of which it is known why
 
-	// maxShareOf is what fraction of the waiters, and of the readers, one identity may be.
+	// One identity may be one part in maxShareOf of the waiters, and of the readers.
 	maxShareOf = 8
 )
 

@@ -54,42 +54,46 @@ func (s *Server) Clone(ctx context.Context, req *nodepb.CloneRequest) (*nodepb.I
 		req.GetInode().Namespace(), req.GetSeed().Region()))
 }
 
+// maxProblems bounds what Check tells of.
+const maxProblems = 4096
+
 // Check implements nodepb.NodeServer. Who has but a share is told how many problems
 // the pool has, not of whom.
 func (s *Server) Check(_ *nodepb.CheckRequest, stream grpc.ServerStreamingServer[nodepb.CheckResponse]) error {
-	ctx, cancel := context.WithCancel(stream.Context())
-	defer cancel()
+	problems, found, err := s.check(stream.Context())
+	if err != nil {
+		return err
+	}
+	session := stream.Context().Value(sessionKey{}).(*session)
+	switch {
+	case found > 0 && session.lease.Share != namespace.Root:
+		problems = []string{fmt.Sprintf("the pool has %d problems: its operator can look at them", found)}
+	case found > len(problems):
+		problems = append(problems, fmt.Sprintf("and %d more", found-len(problems)))
+	}
+	for _, problem := range problems {
+		if err := stream.Send(&nodepb.CheckResponse{Problem: strings.ToValidUTF8(problem, "\uFFFD")}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check returns the pool's first problems, and how many there are. Nothing is sent
+// meanwhile: the pool does not change while it is checked, and the caller may be slow.
+func (s *Server) check(ctx context.Context) (problems []string, found int, err error) {
 	select {
 	case s.checking <- struct{}{}: // one at a time: it reads everything
 		defer func() { <-s.checking }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, 0, ctx.Err()
 	}
-	session := ctx.Value(sessionKey{}).(*session)
-	whole := session.lease.Share == namespace.Root
-	found := 0
-	var failed error
-	send := func(problem string) {
-		if failed != nil {
-			return
-		}
-		if failed = stream.Send(&nodepb.CheckResponse{Problem: strings.ToValidUTF8(problem, "\uFFFD")}); failed != nil {
-			cancel()
-		}
-	}
-	err := s.cfg.Pool.Check(ctx, func(problem string) {
-		found++
-		if whole {
-			send(problem)
+	err = s.cfg.Pool.Check(ctx, func(problem string) {
+		if found++; found <= maxProblems {
+			problems = append(problems, problem)
 		}
 	})
-	if found > 0 && !whole {
-		send(fmt.Sprintf("the pool has %d problems: its operator can look at them", found))
-	}
-	if failed != nil {
-		return failed
-	}
-	return err
+	return problems, found, err
 }
 
 // Traffic implements nodepb.NodeServer.

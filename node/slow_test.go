@@ -1,0 +1,71 @@
+package node
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"google.golang.org/grpc"
+
+	"github.com/rpmemfs/rpmemfs/memnode"
+	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/node/nodepb"
+)
+
+// A slowCheck is a caller of Check that takes its time for each answer.
+type slowCheck struct {
+	grpc.ServerStreamingServer[nodepb.CheckResponse]
+	ctx  context.Context
+	send func() error
+}
+
+func (s slowCheck) Context() context.Context { return s.ctx }
+
+func (s slowCheck) Send(*nodepb.CheckResponse) error { return s.send() }
+
+// While a caller takes what Check found, the pool changes, and others check it.
+func TestSlowCallerOfCheck(t *testing.T) {
+	n := newNode(t, Config{})
+	s := n.open(&nodepb.OpenRequest{Share: "a", Create: true})
+	ino := n.file(s, "lost")
+	n.stop()
+	db, err := bbolt.Open(filepath.Join(n.dir, "meta.db"), 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		return tx.Bucket([]byte("inodes")).Delete(binary.BigEndian.AppendUint64(nil, ino))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	n.start()
+	ctx := context.WithValue(t.Context(), sessionKey{}, newSession(memnode.Lease{Share: namespace.Root}))
+	done := make(chan error, 1)
+	sent := 0
+	err = n.server.Check(nil, slowCheck{ctx: ctx, send: func() error {
+		if sent++; sent > 1 {
+			return nil
+		}
+		go func() {
+			_, err := n.pool.MakeShare(ctx, "b", 0)
+			if err == nil {
+				_, _, err = n.server.check(ctx)
+			}
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(10 * time.Second):
+			return errors.New("the pool is held meanwhile")
+		}
+	}})
+	if err != nil || sent == 0 {
+		t.Errorf("Check = %v, %d problems", err, sent)
+	}
+}

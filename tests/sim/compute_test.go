@@ -131,7 +131,11 @@ func (t *tenure) recover() error {
 		if t.share.generation == t.pool.Generation() {
 			t.w.note("%s: %s: %s is at epoch %d", t.host.name, t.share.name, name, got)
 			t.share.made[name] = true
-			if err := t.share.files[name].observe(got); err != nil {
+			h := t.share.files[name]
+			if got != h.epochs[0] {
+				t.w.unheard()
+			}
+			if err := h.observe(got); err != nil {
 				t.w.fail("%s: %s: %s: %v", t.host.name, t.share.name, name, err)
 			}
 			t.w.counts.recoveries.Add(1)

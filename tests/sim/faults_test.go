@@ -18,6 +18,12 @@ func (w *world) disturb(rng *rand.Rand, kind string) {
 			w.counts.cuts.Add(1)
 			w.note("node: the power went during a flush")
 			w.restart(rng, kind, false)
+		case <-w.unsure:
+			if rng.IntN(2) == 0 {
+				w.counts.cuts.Add(1)
+				w.note("node: the power goes after a recovery")
+				w.restart(rng, kind, false)
+			}
 		case <-timer.C:
 			w.fault(rng, kind)
 		}
@@ -42,10 +48,18 @@ func (w *world) fault(rng *rand.Rand, kind string) {
 		w.note("node: the power goes")
 		w.restart(rng, kind, false)
 	case h == nil:
-	case k <= 4:
+	case k <= 3:
 		w.counts.crashes.Add(1)
 		w.note("%s: crashes", h.name)
 		h.crash()
+	case k <= 4:
+		// A commit arrives, but not the flush behind it.
+		w.counts.crashes.Add(1)
+		w.note("%s: crashes in the middle of a commit", h.name)
+		h.change(func() { h.clipped = true })
+		time.Sleep(time.Duration(rng.IntN(200)) * time.Millisecond)
+		h.change(func() { h.dead = true })
+		h.cut(true)
 	case k <= 9:
 		w.hold(rng, h)
 	case k <= 14:
@@ -73,7 +87,7 @@ func (w *world) stall(rng *rand.Rand, h *host) {
 	if rng.IntN(2) == 0 {
 		time.Sleep(time.Duration(rng.IntN(200)) * time.Millisecond)
 		h.change(func() { h.lagUntil = time.Time{} })
-		h.cut(false)
+		h.cut(rng.IntN(3) == 0)
 	}
 }
 
@@ -123,8 +137,8 @@ func (w *world) hold(rng *rand.Rand, h *host) {
 // restart ends the memory node's life and begins another one.
 func (w *world) restart(rng *rand.Rand, kind string, power bool) {
 	w.machine.kill(power)
-	d := time.Duration(rng.Int64N(int64(w.lease / 2)))
-	if rng.IntN(3) == 0 {
+	d := time.Duration(rng.Int64N(int64(w.lease / 3)))
+	if rng.IntN(4) == 0 {
 		d = time.Duration(rng.Int64N(int64(3 * w.lease)))
 	}
 	time.Sleep(d)

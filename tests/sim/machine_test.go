@@ -31,7 +31,7 @@ type machine struct {
 
 	// Of the life that runs:
 	gate *gate
-	stop func() error
+	stop func() error // nil: none runs
 }
 
 // newMachine makes a pool in dir.
@@ -46,9 +46,11 @@ func newMachine(dir string, n *network, rng *rand.Rand) (*machine, error) {
 // start begins a life, whose power goes during flush number cut, if that is not
 // negative.
 func (m *machine) start(lease time.Duration, cut int, kind string) error {
-	m.gate = &gate{Crashable: m.disk, machine: m, kind: kind}
-	m.gate.cut.Store(int64(cut))
-	pool, err := memnode.Open(m.dir, memnode.Options{KeepOrphans: true, Media: m.gate})
+	pool, err := m.open(cut, kind)
+	if errors.Is(err, media.ErrPowerLost) { // while it started
+		m.disk = m.disk.Restart(m.rng, -1)
+		pool, err = m.open(-1, kind)
+	}
 	if err != nil {
 		return err
 	}
@@ -64,6 +66,12 @@ func (m *machine) start(lease time.Duration, cut int, kind string) error {
 	return nil
 }
 
+func (m *machine) open(cut int, kind string) (*memnode.Pool, error) {
+	m.gate = &gate{Crashable: m.disk, machine: m, kind: kind}
+	m.gate.cut.Store(int64(cut))
+	return memnode.Open(m.dir, memnode.Options{KeepOrphans: true, Media: m.gate})
+}
+
 // kill ends the life. What was not flushed is still there if the power stays.
 func (m *machine) kill(power bool) {
 	m.net.down() // nothing that happens from now on is heard of
@@ -72,6 +80,7 @@ func (m *machine) kill(power bool) {
 		m.disk.PowerOff()
 	}
 	_ = m.stop() // its medium is gone: that it says so is right
+	m.stop = nil
 	if m.disk.Lost() {
 		m.disk = m.disk.Restart(m.rng, -1)
 	}

@@ -38,6 +38,7 @@ type host struct {
 
 	dead    bool
 	held    [2]bool       // nothing passes, by direction
+	clipped bool          // a flush behind something else does not arrive
 	changed chan struct{} // closed when the fields above change
 	// lagUntil is until when the memory node's threads that serve this host are
 	// sometimes not scheduled for long, just after they received something.
@@ -295,7 +296,12 @@ func (c *conn) Write(b []byte) (int, error) {
 	if err := c.in.usable(); err != nil {
 		return 0, &net.OpError{Op: "write", Net: "sim", Err: err}
 	}
-	if err := c.out.write(b, c.host.net.delay()); err != nil {
+	n, late := c.split(b)
+	err := c.out.write(b[:n], c.host.net.delay())
+	if err == nil && n < len(b) {
+		err = c.out.write(b[n:], c.host.net.delay()+late)
+	}
+	if err != nil {
 		return 0, &net.OpError{Op: "write", Net: "sim", Err: err}
 	}
 	if c.record >= 0 {
@@ -307,6 +313,26 @@ func (c *conn) Write(b []byte) (int, error) {
 	}
 	return len(b), nil
 }
+
+// split is how many bytes of b arrive before the others, and how late these are.
+func (c *conn) split(b []byte) (first int, late time.Duration) {
+	n := c.host.net
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if c.host.clipped && c.record >= 0 && len(b) > flushSize && b[len(b)-flushSize] == flushKind {
+		return len(b) - flushSize, time.Hour
+	}
+	if n.rng.IntN(16) == 0 {
+		return n.rng.IntN(len(b) + 1), time.Duration(n.rng.IntN(20)) * time.Millisecond
+	}
+	return len(b), 0
+}
+
+// A FLUSH of docs/protocol.md, by which it is told from what comes before it.
+const (
+	flushSize = 32
+	flushKind = 3
+)
 
 func (c *conn) Close() error {
 	c.in.close()

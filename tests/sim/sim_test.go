@@ -37,10 +37,10 @@ func TestSchedules(t *testing.T) {
 			})
 		}
 	})
-	t.Logf("%d schedules in %v: %d sessions, %d epochs, %d commits refused, %d files recovered; node killed %d times, without power %d; "+
+	t.Logf("%d schedules in %v: %d sessions, %d epochs, %d commits refused, %d files recovered, %d of them at epochs that were not acknowledged; node killed %d times, without power %d; "+
 		"compute nodes: %d crashes, %d partitions, %d broken connections, %d replays, %d stalls of the node, %d unmounts",
 		counts.schedules.Load(), time.Since(began).Round(time.Second/10), counts.tenures.Load(), counts.epochs.Load(),
-		counts.refused.Load(), counts.recoveries.Load(), counts.kills.Load(), counts.cuts.Load(),
+		counts.refused.Load(), counts.recoveries.Load(), counts.unheard.Load(), counts.kills.Load(), counts.cuts.Load(),
 		counts.crashes.Load(), counts.holds.Load(), counts.resets.Load(), counts.replays.Load(), counts.lags.Load(), counts.ends.Load())
 }
 

@@ -18,6 +18,7 @@ type world struct {
 	shares  []*share
 	counts  *counts
 	begun   time.Time
+	unsure  chan struct{} // one token: see unheard
 	over    chan struct{} // closed when no more faults and work begin
 
 	stamps     atomic.Uint64
@@ -33,7 +34,7 @@ type world struct {
 
 // counts tell what schedules reached.
 type counts struct {
-	schedules, tenures, recoveries, epochs, refused          atomic.Int64
+	schedules, tenures, recoveries, unheard, epochs, refused atomic.Int64
 	kills, cuts, crashes, holds, resets, replays, lags, ends atomic.Int64
 }
 
@@ -76,13 +77,23 @@ func (w *world) granted(t *tenure) {
 	}
 }
 
+// unheard says that recovery found an epoch whose commit was not acknowledged: it may
+// not have been flushed. That is a good moment for a power cut.
+func (w *world) unheard() {
+	w.counts.unheard.Add(1)
+	select {
+	case w.unsure <- struct{}{}:
+	default:
+	}
+}
+
 // run plays the schedule of a seed in dir. It returns what failed and what happened.
 func run(dir string, seed uint64, counts *counts) (failures, trace []string) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	w := &world{
 		net: newNetwork(rand.New(rand.NewPCG(seed, 2))), counts: counts, begun: time.Now(),
-		lease: time.Duration(1000+rng.IntN(1500)) * time.Millisecond,
-		over:  make(chan struct{}), generations: map[uint64]bool{},
+		lease:  time.Duration(1000+rng.IntN(1500)) * time.Millisecond,
+		unsure: make(chan struct{}, 1), over: make(chan struct{}), generations: map[uint64]bool{},
 	}
 	for i := range 1 + rng.IntN(2) {
 		w.shares = append(w.shares, newShare(fmt.Sprintf("s%d", i)))
@@ -108,6 +119,9 @@ func run(dir string, seed uint64, counts *counts) (failures, trace []string) {
 	nodes.Wait()
 	w.last(rng, kind)
 	w.background.Wait()
+	if w.machine.stop == nil {
+		return w.failures, w.trace
+	}
 	if err := w.machine.stop(); err != nil {
 		w.fail("stop the memory node: %v", err)
 	}

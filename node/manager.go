@@ -18,6 +18,7 @@ const (
 	maxSessions = 1024 // open, opening or ending
 	maxWaiters  = 1024
 	maxObits    = 256 // sessions that are over, of which it is known why
+	maxListing  = 4   // directories of one session, each as a whole
 
 	// One identity may be one part in maxShareOf of the waiters, and of the readers.
 	maxShareOf = 8
@@ -113,7 +114,7 @@ func (m *manager) restore(ctx context.Context) error {
 }
 
 func newSession(l memnode.Lease) *session {
-	s := &session{lease: l, opened: make(chan struct{}), gone: make(chan struct{})}
+	s := &session{lease: l, opened: make(chan struct{}), listing: make(chan struct{}, maxListing), gone: make(chan struct{})}
 	s.life, s.cancel = context.WithCancelCause(context.Background())
 	return s
 }

@@ -62,7 +62,14 @@ func (s *Server) Rename(ctx context.Context, req *nodepb.RenameRequest) (*nodepb
 // ReadDir implements nodepb.NodeServer.
 func (s *Server) ReadDir(req *nodepb.ReadDirRequest, stream grpc.ServerStreamingServer[nodepb.ReadDirResponse]) error {
 	ctx := stream.Context()
-	entries, err := viewOf(ctx).ReadDir(ctx, namespace.Ino(req.GetIno()))
+	session := ctx.Value(sessionKey{}).(*session)
+	select {
+	case session.listing <- struct{}{}: // the caller may be slow
+		defer func() { <-session.listing }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	entries, err := session.view.ReadDir(ctx, namespace.Ino(req.GetIno()))
 	if err != nil {
 		return err
 	}

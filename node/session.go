@@ -71,6 +71,7 @@ type session struct {
 	cancel  context.CancelCauseFunc
 	answers answers
 	watch   watch
+	listing chan struct{} // one in it for each directory that is in memory to be sent
 	opened  chan struct{} // closed when it is opening no longer
 	gone    chan struct{} // closed when it is over
 

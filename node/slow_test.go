@@ -69,3 +69,57 @@ func TestSlowCallerOfCheck(t *testing.T) {
 		t.Errorf("Check = %v, %d problems", err, sent)
 	}
 }
+
+// A slowList is a caller of ReadDir that takes its time for each answer.
+type slowList struct {
+	grpc.ServerStreamingServer[nodepb.ReadDirResponse]
+	ctx  context.Context
+	send func() error
+}
+
+func (s slowList) Context() context.Context { return s.ctx }
+
+func (s slowList) Send(*nodepb.ReadDirResponse) error { return s.send() }
+
+// A caller that begins to read directories, and takes nothing, does not make the node
+// keep more than a few; whoever waits for it can give up.
+func TestSlowCallersOfReadDir(t *testing.T) {
+	n := newNode(t, Config{})
+	opened := n.open(&nodepb.OpenRequest{Share: "a", Create: true})
+	n.file(opened, "f")
+	n.server.sessions.mu.Lock()
+	s := n.server.sessions.tokens[token(opened.GetToken()).hash()]
+	n.server.sessions.mu.Unlock()
+	ctx, cancel := context.WithCancel(context.WithValue(t.Context(), sessionKey{}, s))
+	sending, release := make(chan struct{}, 2*maxListing), make(chan struct{})
+	done := make(chan error, 2*maxListing)
+	for range 2 * maxListing {
+		go func() {
+			done <- n.server.ReadDir(&nodepb.ReadDirRequest{Ino: uint64(namespace.Root)}, slowList{ctx: ctx, send: func() error {
+				sending <- struct{}{}
+				<-release
+				return nil
+			}})
+		}()
+	}
+	for range maxListing {
+		<-sending
+	}
+	select {
+	case <-sending:
+		t.Errorf("more than %d directories are in memory", maxListing)
+	case <-time.After(50 * time.Millisecond):
+	}
+	cancel()
+	for range maxListing {
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("who waits gets %v", err)
+		}
+	}
+	close(release)
+	for range maxListing {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}

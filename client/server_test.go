@@ -192,6 +192,8 @@ func TestServer(t *testing.T) {
 	var over atomic.Bool
 	var wg sync.WaitGroup
 	var deaths atomic.Int32
+	defer wg.Wait() // before the server ends
+	defer over.Store(true)
 	for i := range members {
 		rng := rand.New(rand.NewPCG(*seed, uint64(i)))
 		wg.Go(func() {
@@ -201,7 +203,7 @@ func TestServer(t *testing.T) {
 					deaths.Add(1)
 				}
 				m := region.join(at)
-				member(m, rng, writers, dies)
+				member(t, m, rng, writers, dies)
 				region.detached.Store(true)
 				_ = m.Close() // of one that died: the connection is closed already
 				region.detached.Store(true)
@@ -238,7 +240,7 @@ func TestServer(t *testing.T) {
 }
 
 // member moves numbers for a while, and perhaps dies in the middle of it.
-func member(r *Region, rng *rand.Rand, writers int, dies bool) {
+func member(t *testing.T, r *Region, rng *rand.Rand, writers int, dies bool) {
 	mem := r.Bytes()
 	until := time.Now().Add(time.Duration(5+rng.IntN(40)) * time.Millisecond)
 	var wg sync.WaitGroup
@@ -255,7 +257,8 @@ func member(r *Region, rng *rand.Rand, writers int, dies bool) {
 				}
 				atomic.AddInt64((*int64)(unsafe.Pointer(&mem[to*pageSize])), 1)
 				if err := p.RestartPoint(); err != nil && !errors.Is(err, ErrLost) {
-					panic(err)
+					t.Error(err)
+					return
 				}
 			}
 		})

@@ -28,12 +28,18 @@ type Share struct {
 var errQuota = fmt.Errorf("%w: quota of the share", region.ErrNoSpace)
 
 // MakeShare makes an empty share, durably. quota is in bytes; 0 is no limit.
-// namespace.ErrExist if the name is taken.
+// namespace.ErrExist if the name is taken. ErrLeased if somebody has the whole pool:
+// who does, trusts that nobody else changes it.
 func (p *Pool) MakeShare(ctx context.Context, name string, quota uint64) (made namespace.Inode, err error) {
 	if err := checkName(name); err != nil {
 		return namespace.Inode{}, fmt.Errorf("make share %q: %w", name, err)
 	}
 	err = p.update(ctx, func(t txn) error {
+		if whole, err := t.lease(namespace.Root); err != nil {
+			return err
+		} else if whole != nil {
+			return whole.refusal()
+		}
 		if _, err := p.checkFree(t, namespace.Root, name); err != nil {
 			return err
 		}

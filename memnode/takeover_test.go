@@ -212,3 +212,21 @@ func TestGrantLeaseReapsFirst(t *testing.T) {
 	wantErr(t, "the file that nobody has open", err, namespace.ErrNotExist)
 	wantSound(t, p)
 }
+
+// Nobody makes shares in a pool that another has as a whole.
+func TestMakeShareInLeasedPool(t *testing.T) {
+	p, ctx := newPool(t), t.Context()
+	whole := Lease{Share: namespace.Root, Session: [16]byte{1}, Timeout: time.Second}
+	if _, err := p.GrantLease(ctx, whole); err != nil {
+		t.Fatal(err)
+	}
+	_, err := p.MakeShare(ctx, "s", 0)
+	wantErr(t, "MakeShare", err, ErrLeased)
+	if _, err := p.Lookup(ctx, namespace.Root, "s"); !errors.Is(err, namespace.ErrNotExist) {
+		t.Errorf("Lookup = %v", err)
+	}
+	if err := p.EndLease(ctx, whole.Share, whole.Session); err != nil {
+		t.Fatal(err)
+	}
+	mustShare(t, p, "s", 0)
+}

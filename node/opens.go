@@ -9,7 +9,6 @@ import (
 	"unicode"
 
 	"github.com/rpmemfs/rpmemfs/internal/pki"
-	"github.com/rpmemfs/rpmemfs/memnode"
 	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
 	"github.com/rpmemfs/rpmemfs/region"
@@ -109,21 +108,12 @@ func (s *Server) findShare(ctx context.Context, name string, create bool) (names
 	}
 	share, err := s.cfg.Pool.Share(ctx, name)
 	if errors.Is(err, namespace.ErrNotExist) && create {
-		_, err = s.makeShare(ctx, name, 0)
+		_, err = s.cfg.Pool.MakeShare(ctx, name, 0)
 		if err == nil || errors.Is(err, namespace.ErrExist) { // by somebody else, or no share
 			share, err = s.cfg.Pool.Share(ctx, name)
 		}
 	}
 	return share.Ino, err
-}
-
-// makeShare makes a share, unless somebody has the whole pool: who does, trusts
-// that nobody else changes it.
-func (s *Server) makeShare(ctx context.Context, name string, quota uint64) (namespace.Inode, error) {
-	if h, ok := s.sessions.holdings()[namespace.Root]; ok {
-		return namespace.Inode{}, fmt.Errorf("make share %q: %w: the whole pool, by %s", name, memnode.ErrLeased, h.lease.Holder)
-	}
-	return s.cfg.Pool.MakeShare(ctx, name, quota)
 }
 
 // KeepAlive implements nodepb.NodeServer.

@@ -62,7 +62,7 @@ func (s *Server) MakeShare(ctx context.Context, req *nodepb.MakeShareRequest) (*
 	if err := s.operator(ctx); err != nil {
 		return nil, err
 	}
-	n, err := s.makeShare(ctx, req.GetName(), req.GetQuotaBytes())
+	n, err := s.cfg.Pool.MakeShare(ctx, req.GetName(), req.GetQuotaBytes())
 	return &nodepb.MakeShareResponse{Ino: uint64(n.Ino)}, err
 }
 

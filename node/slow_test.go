@@ -91,6 +91,7 @@ func TestSlowCallersOfReadDir(t *testing.T) {
 	s := n.server.sessions.tokens[token(opened.GetToken()).hash()]
 	n.server.sessions.mu.Unlock()
 	ctx, cancel := context.WithCancel(context.WithValue(t.Context(), sessionKey{}, s))
+	defer cancel()
 	sending, release := make(chan struct{}, 2*maxListing), make(chan struct{})
 	done := make(chan error, 2*maxListing)
 	for range 2 * maxListing {
@@ -107,7 +108,8 @@ func TestSlowCallersOfReadDir(t *testing.T) {
 	}
 	select {
 	case <-sending:
-		t.Errorf("more than %d directories are in memory", maxListing)
+		close(release)
+		t.Fatalf("more than %d directories are in memory", maxListing)
 	case <-time.After(50 * time.Millisecond):
 	}
 	cancel()

@@ -60,8 +60,12 @@ type Config struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// answerIn bounds in Dial and Close what is not waiting for a lease.
-const answerIn = 10 * time.Second
+// answerIn bounds in Dial and Close what is not waiting for a lease, leaveIn what a
+// Dial that is given up does for others.
+const (
+	answerIn = 10 * time.Second
+	leaveIn  = time.Second
+)
 
 // A Pool is a session on a memory node. It is safe for concurrent use. Every call
 // ends by the end of the lease.
@@ -169,15 +173,40 @@ func (p *Pool) open(ctx context.Context, cfg Config) error {
 		}
 		err = decode(err)
 		sent = sent || at.Addr != nil
-		if !unanswered(err) || ctx.Err() != nil || !sent {
+		if !unanswered(err) || !sent {
 			return err
 		}
 		select {
 		case <-time.After(pauseMax):
 		case <-ctx.Done():
+			p.leave(req)
 			return err
 		}
 		req.Wait = uint64(max(cfg.Wait-time.Since(begun), 0))
+	}
+}
+
+// leave ends the session that a request may have got just as nobody waited for it any
+// more: nobody would keep its lease alive, and others would wait for the end of that.
+// The request itself, repeated, tells which session it is.
+func (p *Pool) leave(req *nodepb.OpenRequest) {
+	ctx, cancel := context.WithTimeout(context.Background(), leaveIn)
+	defer cancel()
+	req.Wait, req.Steal = 0, false
+	for {
+		resp, err := p.node.Open(ctx, req, grpc.WaitForReady(true))
+		if err == nil {
+			_, err = p.node.Close(ctx, &nodepb.CloseRequest{Session: resp.GetSession(), Token: resp.GetToken()})
+		}
+		if err == nil || !unanswered(decode(err)) {
+			return
+		}
+		select {
+		case <-time.After(pauseMin):
+		case <-ctx.Done():
+			p.log.Warn("a lease may be held in vain for its time", "node", p.address, "err", err)
+			return
+		}
 	}
 }
 

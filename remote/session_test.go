@@ -1,6 +1,7 @@
 package remote_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -218,6 +219,26 @@ func TestDialWithoutAnswer(t *testing.T) {
 	if err := p.Close(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A Dial that is given up just as it gets the lease gives it back.
+func TestDialGivenUp(t *testing.T) {
+	n := newNode(t, 10*time.Second)
+	way := n.path()
+	holder := n.open(remote.Config{})
+	dialling, cancel := context.WithCancel(ctx)
+	defer cancel()
+	dialled := make(chan error, 1)
+	go func() {
+		_, err := remote.Dial(dialling, remote.Config{Address: way.address(), Wait: patience})
+		dialled <- err
+	}()
+	time.Sleep(200 * time.Millisecond) // it waits for the lease
+	err := way.withoutAnswer(func() error { return errors.Join(holder.Close(), <-dialled) }, cancel)
+	if err == nil {
+		t.Fatal("it was not given up")
+	}
+	n.open(remote.Config{Wait: time.Second})
 }
 
 // Far more calls at a time than a connection takes do not keep the lease from being

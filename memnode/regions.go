@@ -52,6 +52,9 @@ func (d *directory) saveCheckpoint(ctx context.Context, id region.ID, cp region.
 	if _, err := decodeCheckpoint(cp.Name, body); err != nil {
 		return fmt.Errorf("checkpoint %q: %w: %w", cp.Name, namespace.ErrInvalid, err)
 	}
+	if uint64(cp.Tree.Root) >= d.pool.slots {
+		return fmt.Errorf("checkpoint %q: %w: root in slot %d of %d", cp.Name, namespace.ErrInvalid, cp.Tree.Root, d.pool.slots)
+	}
 	return d.update(ctx, func(t txn) error {
 		if _, err := t.regular(id); err != nil {
 			return err

@@ -230,3 +230,16 @@ func TestMakeShareInLeasedPool(t *testing.T) {
 	}
 	mustShare(t, p, "s", 0)
 }
+
+// A checkpoint that the pool has no place for is refused, so that no caller can make
+// Check complain.
+func TestCheckpointOutsideThePool(t *testing.T) {
+	p, ctx := newPool(t), t.Context()
+	n := mustCreate(t, p, namespace.Root, "f", fileInode())
+	mustGrant(t, p, n.Ino, 20)
+	for _, root := range []region.Slot{testSlots, region.MaxSlot - 1} {
+		cp := region.Checkpoint{Name: "c", Epoch: 1, Tree: region.Tree{Root: root, Height: 1}}
+		wantErr(t, "SaveCheckpoint", p.SaveCheckpoint(ctx, region.ID(n.Ino), cp), namespace.ErrInvalid)
+	}
+	wantSound(t, p)
+}

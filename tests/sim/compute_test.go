@@ -113,7 +113,7 @@ func (t *tenure) recover() error {
 			made := t.share.made[name]
 			t.share.mu.Unlock()
 			if made && !t.fenced() {
-				t.w.fail("%s: P2: file %s is missing", t.share.name, name)
+				t.w.fail("%s: not durable: file %s is missing", t.share.name, name)
 			}
 			continue
 		}
@@ -216,7 +216,7 @@ func (t *tenure) create() error {
 		return err
 	}
 	if fenced {
-		t.w.fail("%s: %s: P4: %s was created after the lease was over", t.host.name, t.share.name, name)
+		t.w.fail("%s: %s: not fenced: %s was created after the lease was over", t.host.name, t.share.name, name)
 		return errFault
 	}
 	t.share.mu.Lock()
@@ -288,7 +288,7 @@ func (t *tenure) commit(name string, stamp uint64) error {
 	defer t.share.mu.Unlock()
 	t.w.note("%s: %s: %s: epoch %d is acknowledged", t.host.name, t.share.name, name, stamp)
 	if fenced {
-		t.w.fail("%s: %s: P4: %s: epoch %d was committed after the lease was over", t.host.name, t.share.name, name, stamp)
+		t.w.fail("%s: %s: not fenced: %s: epoch %d was committed after the lease was over", t.host.name, t.share.name, name, stamp)
 		return errFault
 	}
 	if err := h.acknowledge(stamp); err != nil {

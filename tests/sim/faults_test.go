@@ -54,7 +54,7 @@ func (w *world) fault(rng *rand.Rand, kind string) {
 		h.crash()
 	case k <= 4:
 		// A commit arrives, but not the flush behind it.
-		w.counts.crashes.Add(1)
+		w.counts.torn.Add(1)
 		w.note("%s: crashes in the middle of a commit", h.name)
 		h.change(func() { h.clipped = true })
 		time.Sleep(time.Duration(rng.IntN(200)) * time.Millisecond)
@@ -78,7 +78,7 @@ func (w *world) fault(rng *rand.Rand, kind string) {
 // received. Often the connections break meanwhile, and what the host sends again
 // overtakes them.
 func (w *world) stall(rng *rand.Rand, h *host) {
-	w.counts.lags.Add(1)
+	w.counts.stalls.Add(1)
 	w.note("node: is slow for %s", h.name)
 	h.change(func() {
 		h.lagUntil = time.Now().Add(time.Duration(rng.Int64N(int64(w.lease / 2))))
@@ -121,7 +121,7 @@ func (w *world) hold(rng *rand.Rand, h *host) {
 	if rng.IntN(2) == 0 {
 		d = w.lease + time.Duration(rng.Int64N(int64(2*w.lease)))
 	}
-	w.counts.holds.Add(1)
+	w.counts.partitions.Add(1)
 	w.note("%s: nothing passes for %v, to the node: %v, from it: %v", h.name, d, to, from)
 	h.hold(to, from)
 	w.background.Go(func() {

@@ -33,7 +33,7 @@ func (h *history) acknowledge(stamp uint64) error {
 		if h.gone[stamp] == replaced {
 			return nil // the answer came late
 		}
-		return fmt.Errorf("P2: epoch %d was acknowledged, but %s", stamp, h.why(stamp))
+		return fmt.Errorf("not durable: epoch %d was acknowledged, but %s", stamp, h.why(stamp))
 	}
 	h.drop(h.epochs[:i], replaced)
 	h.epochs = slices.Clone(h.epochs[i:])
@@ -112,18 +112,18 @@ func stampOf(b []byte) (uint64, error) {
 		return 0, nil
 	}
 	if len(b) < 8 {
-		return 0, fmt.Errorf("P1: found %d bytes", len(b))
+		return 0, fmt.Errorf("not atomic: found %d bytes", len(b))
 	}
 	stamp := binary.LittleEndian.Uint64(b) >> 32
 	want := content(stamp)
 	if len(want) != len(b) {
-		return stamp, fmt.Errorf("P1: epoch %d has %d bytes, found %d", stamp, len(want), len(b))
+		return stamp, fmt.Errorf("not atomic: epoch %d has %d bytes, found %d", stamp, len(want), len(b))
 	}
 	for i := range want {
 		if b[i] != want[i] {
 			var other [8]byte
 			copy(other[:], b[i/8*8:])
-			return stamp, fmt.Errorf("P1: byte 0 is of epoch %d, byte %d of epoch %d", stamp, i, binary.LittleEndian.Uint64(other[:])>>32)
+			return stamp, fmt.Errorf("not atomic: byte 0 is of epoch %d, byte %d of epoch %d", stamp, i, binary.LittleEndian.Uint64(other[:])>>32)
 		}
 	}
 	return stamp, nil

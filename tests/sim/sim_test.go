@@ -1,3 +1,33 @@
+// Package sim plays schedules of faults on compute nodes and a memory node: the real
+// packages node, memnode, remote, rdmacache/tcp and volume over a network, a clock and
+// a medium that are not.
+//
+// Each schedule has a bubble of testing/synctest for itself, so that leases last no
+// time: a network in memory, which delays, splits, stalls and breaks connections; the
+// memory node, on a media.Crashable that loses power at any time or during a flush,
+// and a meta.db on tmpfs; and compute nodes that open sessions, steal them from each
+// other, look at all files, commit epochs, and die without a word or unmount. Every
+// page of a file carries its epoch's stamp. What is checked:
+//
+//   - atomic: what a session finds in a file is one epoch, whole;
+//   - durable: it is the last that was acknowledged, or one tried after that; what
+//     recovery refused, or another epoch replaced, is never seen again;
+//   - fenced: once a lease was granted, no commit or creation of an earlier session
+//     succeeds, nothing that it sent, or that is sent for it once more, changes a
+//     file, and no generation is granted twice;
+//   - checked: no checksum is wrong.
+//
+// In the end every share is taken over without faults, read, checked and written.
+//
+// A seed decides what a schedule does and when. It does not decide everything: the
+// goroutines of a bubble run in parallel, so which of two events at the same moment of
+// the bubble's clock comes first, and what numbers the tokens and connections get, is
+// open, and a small difference grows. So a seed that failed plays a schedule of the
+// same kind, not the same run; what happened is printed with the failure.
+//
+// A goroutine that waits for a mutex keeps the clock of its bubble from moving. Some
+// mutexes are held across the network, so a session makes one call at a time, and the
+// medium takes no time.
 package sim
 
 import (
@@ -15,7 +45,7 @@ import (
 
 var (
 	seed      = flag.Uint64("seed", 1, "seed of the first schedule")
-	schedules = flag.Int("schedules", 300, "schedules that TestSchedules plays")
+	schedules = flag.Int("schedules", 250, "schedules that TestSchedules plays")
 	story     = flag.Bool("story", false, "print what happens in each schedule")
 )
 
@@ -37,11 +67,10 @@ func TestSchedules(t *testing.T) {
 			})
 		}
 	})
-	t.Logf("%d schedules in %v: %d sessions, %d epochs, %d commits refused, %d files recovered, %d of them at epochs that were not acknowledged; node killed %d times, without power %d; "+
-		"compute nodes: %d crashes, %d partitions, %d broken connections, %d replays, %d stalls of the node, %d unmounts",
-		counts.schedules.Load(), time.Since(began).Round(time.Second/10), counts.tenures.Load(), counts.epochs.Load(),
-		counts.refused.Load(), counts.recoveries.Load(), counts.unheard.Load(), counts.kills.Load(), counts.cuts.Load(),
-		counts.crashes.Load(), counts.holds.Load(), counts.resets.Load(), counts.replays.Load(), counts.lags.Load(), counts.ends.Load())
+	t.Logf("%v: %s", time.Since(began).Round(time.Second/10), counts)
+	if missed := counts.missed(); missed != "" && *schedules >= 200 && !t.Failed() {
+		t.Errorf("the schedules never reached: %s", missed)
+	}
 }
 
 // play plays one schedule in a bubble of its own.

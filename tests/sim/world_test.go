@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,8 +35,47 @@ type world struct {
 
 // counts tell what schedules reached.
 type counts struct {
-	schedules, tenures, recoveries, unheard, epochs, refused atomic.Int64
-	kills, cuts, crashes, holds, resets, replays, lags, ends atomic.Int64
+	schedules, tenures, ends            atomic.Int64
+	epochs, refused                     atomic.Int64 // commits that succeeded, and others
+	recoveries, unheard                 atomic.Int64 // files; and those at an epoch that was not acknowledged
+	kills, cuts                         atomic.Int64 // of the memory node, of its power
+	crashes, torn                       atomic.Int64 // of compute nodes; those in a commit whose flush did not arrive
+	partitions, resets, stalls, replays atomic.Int64
+}
+
+func (c *counts) each(fn func(what string, n int64)) {
+	fn("schedules", c.schedules.Load())
+	fn("sessions", c.tenures.Load())
+	fn("unmounts", c.ends.Load())
+	fn("commits", c.epochs.Load())
+	fn("failed commits", c.refused.Load())
+	fn("files recovered", c.recoveries.Load())
+	fn("files found at epochs that were not acknowledged", c.unheard.Load())
+	fn("kills of the memory node", c.kills.Load())
+	fn("power cuts", c.cuts.Load())
+	fn("crashes of compute nodes", c.crashes.Load())
+	fn("crashes in a commit", c.torn.Load())
+	fn("partitions", c.partitions.Load())
+	fn("broken connections", c.resets.Load())
+	fn("stalls", c.stalls.Load())
+	fn("replays", c.replays.Load())
+}
+
+func (c *counts) String() string {
+	var b strings.Builder
+	c.each(func(what string, n int64) { fmt.Fprintf(&b, ", %d %s", n, what) })
+	return b.String()[2:]
+}
+
+// missed names what never happened.
+func (c *counts) missed() string {
+	var missed []string
+	c.each(func(what string, n int64) {
+		if n == 0 {
+			missed = append(missed, what)
+		}
+	})
+	return strings.Join(missed, ", ")
 }
 
 func (w *world) stamp() uint64 { return w.stamps.Add(1) }
@@ -73,7 +113,7 @@ func (w *world) granted(t *tenure) {
 	w.generations[g] = true
 	w.mu.Unlock()
 	if taken {
-		w.fail("P4: generation %d was granted twice", g)
+		w.fail("not fenced: generation %d was granted twice", g)
 	}
 }
 
@@ -87,14 +127,18 @@ func (w *world) unheard() {
 	}
 }
 
+func newWorld(seed uint64, counts *counts) *world {
+	return &world{
+		net: newNetwork(rand.New(rand.NewPCG(seed, 2))), counts: counts, begun: time.Now(),
+		unsure: make(chan struct{}, 1), over: make(chan struct{}), generations: map[uint64]bool{},
+	}
+}
+
 // run plays the schedule of a seed in dir. It returns what failed and what happened.
 func run(dir string, seed uint64, counts *counts) (failures, trace []string) {
 	rng := rand.New(rand.NewPCG(seed, 1))
-	w := &world{
-		net: newNetwork(rand.New(rand.NewPCG(seed, 2))), counts: counts, begun: time.Now(),
-		lease:  time.Duration(1000+rng.IntN(1500)) * time.Millisecond,
-		unsure: make(chan struct{}, 1), over: make(chan struct{}), generations: map[uint64]bool{},
-	}
+	w := newWorld(seed, counts)
+	w.lease = time.Duration(1000+rng.IntN(1500)) * time.Millisecond
 	for i := range 1 + rng.IntN(2) {
 		w.shares = append(w.shares, newShare(fmt.Sprintf("s%d", i)))
 	}

@@ -53,10 +53,11 @@ type Conn struct {
 	batch  batch      // what is being sent
 
 	mu       sync.Mutex
-	link     *clientLink // nil while there is none
-	attempt  uint64      // connections tried; of run, after Dial
-	err      error       // of all calls, final
-	writeErr error       // of writes and flushes, final
+	link     *clientLink   // nil while there is none
+	attempt  uint64        // connections tried; of run, after Dial, as the next
+	pause    time.Duration // before the next try; grows until something is heard
+	err      error         // of all calls, final
+	writeErr error         // of writes and flushes, final
 	writes   writeQueue
 	reads    []*readOp          // to be sent, oldest first
 	asked    map[uint64]*readOp // sent, by sequence

@@ -242,6 +242,23 @@ func TestAbandonedReadIsNoTrouble(t *testing.T) {
 	}
 }
 
+// Connections that break at once are made again, but not as fast as that goes. Nobody
+// waits here, so it may take for ever.
+func TestConnectionsThatBreakAtOnce(t *testing.T) {
+	s := conntest.NewStore(1<<20, dax)
+	f := &faultPlan{address: serve(t, one{s}, nil), plan: []conntest.Break{after(conntest.Cut, 100)}}
+	c := dial(t, tcp.Config{Connect: f.connect, Patience: 500 * time.Millisecond})
+	for range 64 { // so many are sent without a flush
+		if err := c.Write(t.Context(), make([]byte, page), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(time.Second)
+	if n := f.dials.Load(); n < 10 || n > 100 {
+		t.Errorf("%d connections in a second", n)
+	}
+}
+
 // A medium that takes long is not a node that is lost.
 func TestSlowMedium(t *testing.T) {
 	for _, kind := range []string{"file", "dax"} {

@@ -54,6 +54,9 @@ func (c *Conn) run(ctx context.Context, k *clientLink) {
 		if ctx.Err() == nil {
 			c.log.Info("data connection broke", "err", k.err)
 		}
+		if k.rx.heard.Load() > 0 { // else it may have broken at what is sent again
+			c.pause = 0
+		}
 		c.unlink(since)
 		k = c.redial(ctx, k.err)
 	}
@@ -132,17 +135,7 @@ func (c *Conn) redial(ctx context.Context, why error) *clientLink {
 	c.mu.Lock()
 	deadline := c.troubled.Add(c.patience)
 	c.mu.Unlock()
-	for pause := time.Duration(0); ; {
-		if ctx.Err() == nil && !final(why) && time.Now().Before(deadline) {
-			attempt, cancel := context.WithDeadline(ctx, deadline)
-			k, _, err := c.connect(attempt)
-			cancel()
-			if err == nil {
-				c.relink(k)
-				return k
-			}
-			why = err
-		}
+	for {
 		switch {
 		case final(why):
 			c.fail(why)
@@ -154,10 +147,22 @@ func (c *Conn) redial(ctx context.Context, why error) *clientLink {
 			c.fail(fmt.Errorf("%w: not reached for %v: %w", ErrLost, c.patience, why))
 			return nil
 		}
-		pause = min(max(2*pause, 5*time.Millisecond), c.patience/10, 500*time.Millisecond)
-		select {
-		case <-time.After(pause/2 + rand.N(pause)): // many clients may have lost it together
-		case <-ctx.Done():
+		if c.pause > 0 {
+			select {
+			case <-time.After(c.pause/2 + rand.N(c.pause)): // many clients may have lost it together
+			case <-ctx.Done():
+			}
+		}
+		c.pause = min(max(2*c.pause, 5*time.Millisecond), c.patience/10, 500*time.Millisecond)
+		if ctx.Err() == nil && time.Now().Before(deadline) {
+			attempt, cancel := context.WithDeadline(ctx, deadline)
+			k, _, err := c.connect(attempt)
+			cancel()
+			if err == nil {
+				c.relink(k)
+				return k
+			}
+			why = err
 		}
 	}
 }

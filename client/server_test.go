@@ -16,6 +16,8 @@ import (
 	"time"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
 	daemonside "github.com/rpmemfs/rpmemfs/attach"
 	"github.com/rpmemfs/rpmemfs/epoch"
 )
@@ -58,13 +60,20 @@ func (r *tmpfsRegion) Barrier(ctx context.Context, quiesce func(context.Context,
 	})
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	sealed := r.sealed
+	r.sealed = nil
 	if err != nil {
+		for no, c := range sealed { // called off: the epoch is open again
+			if c.when > r.open[no].when || r.open[no].page == nil {
+				r.open[no] = c
+			}
+		}
 		return r.committed, err
 	}
-	for no, c := range r.sealed {
+	for no, c := range sealed {
 		copy(r.durable[no*pageSize:], c.page)
 	}
-	if len(r.sealed) > 0 {
+	if len(sealed) > 0 {
 		r.committed++
 	}
 	return r.committed, nil
@@ -72,12 +81,16 @@ func (r *tmpfsRegion) Barrier(ctx context.Context, quiesce func(context.Context,
 
 // drain takes the file as it is. The caller holds mu, and all members are parked.
 func (r *tmpfsRegion) drain() error {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return err
+	}
 	for no := range uint64(len(r.durable) / pageSize) {
 		p := make([]byte, pageSize)
 		if _, err := r.file.ReadAt(p, int64(no)*pageSize); err != nil {
 			return err
 		}
-		r.open[no] = copied{r.open[no].when, p} // what was copied at the barrier is newer
+		r.open[no] = copied{now.Nano(), p} // what was copied before is older, at the barrier newer
 	}
 	return nil
 }

@@ -171,6 +171,24 @@ func TestTakeoverOfUnflushedEpoch(t *testing.T) {
 	}
 }
 
+// fullMeta has space for so many transactions.
+type fullMeta struct {
+	*boltMeta
+	room int
+}
+
+func (m *fullMeta) update(fn func(txn) error) error {
+	if m.room--; m.room >= 0 {
+		return m.boltMeta.update(fn)
+	}
+	return m.boltMeta.update(func(t txn) error {
+		if err := fn(t); err != nil {
+			return err
+		}
+		return region.ErrNoSpace
+	})
+}
+
 // An inode without a name is freed before its share is leased, and not while it is. A
 // grant that cannot free it leaves no lease behind, which nobody would end.
 func TestGrantLeaseReapsFirst(t *testing.T) {
@@ -198,12 +216,14 @@ func TestGrantLeaseReapsFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	good := p.meta
-	p.meta = &failMeta{boltMeta: good.(*boltMeta), n: 0}
-	_, err = p.GrantLease(ctx, next)
-	p.meta = good
-	wantErr(t, "GrantLease that frees nothing", err, errInjected)
-	if leases, err := p.Leases(ctx); err != nil || len(leases) != 0 {
-		t.Errorf("Leases = %v, %v, want none", leases, err)
+	for n := range 2 { // transactions that find space: of reaping, and of the lease
+		p.meta = &fullMeta{good.(*boltMeta), n}
+		_, err = p.GrantLease(ctx, next)
+		p.meta = good
+		wantErr(t, "GrantLease without space", err, region.ErrNoSpace)
+		if leases, err := p.Leases(ctx); err != nil || len(leases) != 0 {
+			t.Errorf("after %d transactions: Leases = %v, %v, want none", n, leases, err)
+		}
 	}
 	if _, err := p.GrantLease(ctx, next); err != nil {
 		t.Fatal(err)

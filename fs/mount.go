@@ -43,8 +43,11 @@ type Config struct {
 	// root it needs user_allow_other in /etc/fuse.conf.
 	AllowOther bool
 	ReadOnly   bool
-	NoExec     bool         // no program of the mount can be executed
-	Log        *slog.Logger // nil discards
+	NoExec     bool // no program of the mount can be executed
+	// ReadAhead is how many bytes the kernel asks for ahead of a program that reads
+	// in sequence; 0 is the kernel's own choice. Only root can set it.
+	ReadAhead int
+	Log       *slog.Logger // nil discards
 }
 
 // A Server is a mount and the loop that answers its requests.
@@ -113,7 +116,7 @@ func Mount(cfg Config, mountpoint string) (*Server, error) {
 	cfg.Volume.SetInvalidator(&invalidator{server})
 	s := &Server{server, mountpoint, cfg.Log}
 	if root {
-		s.relaxWriteback()
+		s.tune(cfg.ReadAhead)
 	}
 	return s, nil
 }
@@ -160,19 +163,23 @@ func unmount(mountpoint string, detach bool) error {
 	return fmt.Errorf("unmount %s: %w (%s)", mountpoint, unix.EBUSY, strings.TrimSpace(string(out)))
 }
 
-// relaxWriteback lifts the limits that the kernel puts on dirty pages of FUSE
-// mounts. With them its flusher writes most pages back in the middle of an epoch,
-// and programs stall. It is a matter of speed only.
-func (s *Server) relaxWriteback() {
+// tune lifts the limits that the kernel puts on dirty pages of FUSE mounts: with them
+// its flusher writes most pages back in the middle of an epoch, and programs stall. It
+// also sets how far the kernel reads ahead. All that is a matter of speed only.
+func (s *Server) tune(readAhead int) {
 	dev, ok := device(s.mountpoint)
 	if !ok {
 		s.log.Debug("mount is not in /proc/self/mountinfo", "mountpoint", s.mountpoint)
 		return
 	}
-	for _, knob := range []struct{ name, value string }{{"strict_limit", "0"}, {"max_ratio", "100"}} {
+	knobs := []struct{ name, value string }{{"strict_limit", "0"}, {"max_ratio", "100"}}
+	if readAhead > 0 {
+		knobs = append(knobs, struct{ name, value string }{"read_ahead_kb", strconv.Itoa(readAhead >> 10)})
+	}
+	for _, knob := range knobs {
 		path := filepath.Join("/sys/class/bdi", dev, knob.name)
 		if err := os.WriteFile(path, []byte(knob.value), 0); err != nil {
-			s.log.Debug("relax write-back", "err", err)
+			s.log.Debug("tune the mount", "err", err)
 		}
 	}
 }

@@ -148,6 +148,7 @@ func (d *daemon) open(ctx context.Context) error {
 		AllowOther: d.o.allowOther || os.Geteuid() == 0,
 		ReadOnly:   d.o.readOnly,
 		NoExec:     d.o.noExec,
+		ReadAhead:  d.source.readAhead(),
 		Log:        d.log,
 	}, d.o.mountpoint)
 	if err != nil && os.Geteuid() != 0 && d.o.allowOther {

@@ -24,8 +24,15 @@ type source interface {
 	// nil for a pool of its own.
 	done() <-chan struct{}
 	why() error
+	// readAhead is how many bytes the kernel should ask for ahead of a program; 0 is
+	// its own choice.
+	readAhead() int
 	close() error
 }
+
+// farAhead hides the round trips of a network: with the kernel's own 128 KiB a cold
+// sequential read waits for one after the other (docs/rationale.md).
+const farAhead = 512 << 10
 
 // remote reports whether the source is a memory node.
 func (o *options) remote() bool { return nodeurl.Is(o.pool) }
@@ -51,6 +58,7 @@ type embedded struct {
 func (e *embedded) conn() rdmacache.Conn  { return e.c }
 func (e *embedded) done() <-chan struct{} { return nil }
 func (e *embedded) why() error            { return nil }
+func (e *embedded) readAhead() int        { return 0 }
 func (e *embedded) close() error          { return errors.Join(e.c.Close(), e.Pool.Close()) }
 
 // leased is a share of a memory node: with its lease, or of a session that only reads.
@@ -72,6 +80,7 @@ func (l leased) Inode(ctx context.Context, ino namespace.Ino) (namespace.Inode, 
 func (l leased) conn() rdmacache.Conn  { return l.Conn() }
 func (l leased) done() <-chan struct{} { return l.Done() }
 func (l leased) why() error            { return l.Err() }
+func (l leased) readAhead() int        { return farAhead }
 func (l leased) close() error          { return l.Close() }
 
 // dialNode takes the lease of a share, or opens it to read beside whoever has that.

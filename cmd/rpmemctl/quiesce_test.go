@@ -229,7 +229,10 @@ func TestQuiesceEpochs(t *testing.T) {
 		t.Errorf("a file with the interval 0 went from epoch %d to %d", epoch, now)
 	}
 	p.kill()
-	if strings.Contains(m.log.String(), "not attached") && strings.Contains(m.log.String(), "said") {
-		t.Errorf("the helper complains:\n%s", m.log.String())
+	for line := range strings.Lines(m.log.String()) {
+		// A thread that is killed as it is being stopped may be given up.
+		if strings.Contains(line, "not attached") && strings.Contains(line, "said") && !strings.Contains(line, "does not stop") {
+			t.Errorf("the helper complains:\n%s", m.log.String())
+		}
 	}
 }

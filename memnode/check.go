@@ -17,7 +17,8 @@ import (
 // Check reads all of the directory and reports every inconsistency: names
 // without inodes and the reverse, link counts, parents, extents that overlap or
 // leave the pool, what belongs to nobody, shares and leases that contradict each
-// other, damaged values, and pages of meta.db that do not hang together. What is in the slots is for region.Image.Check.
+// other, damaged values, and pages of meta.db that do not hang together. What is in
+// the slots is for region.Image.Check.
 //
 // It sees the directory at one moment; changes wait until it ends, but not in a
 // pool opened for reading. The error says that Check could not go on, not what

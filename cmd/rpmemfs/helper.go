@@ -112,6 +112,14 @@ func (o *options) setMountOption(opt string, sloppy bool) error {
 		return o.epochs.quiesce.Set(value)
 	case "pki":
 		o.tls.Pki = value
+	case "cert":
+		o.tls.Cert = value
+	case "key":
+		o.tls.Key = value
+	case "ca":
+		o.tls.CA = value
+	case "metrics":
+		o.metrics = value
 	case "insecure":
 		o.tls.Insecure = true
 	case "steal":
@@ -153,8 +161,12 @@ func (o *options) args() []string {
 		args = append(args, fmt.Sprintf("--overlay=%dB", uint64(o.overlay)))
 	}
 	args = append(args, o.epochs.args()...)
-	if o.tls.Pki != "" {
-		args = append(args, "--pki="+o.tls.Pki)
+	for _, flag := range []struct{ name, value string }{
+		{"pki", o.tls.Pki}, {"cert", o.tls.Cert}, {"key", o.tls.Key}, {"ca", o.tls.CA}, {"metrics", o.metrics},
+	} {
+		if flag.value != "" {
+			args = append(args, "--"+flag.name+"="+flag.value)
+		}
 	}
 	if o.wait != 0 {
 		args = append(args, "--wait="+o.wait.String())

@@ -103,7 +103,9 @@ func (d *daemon) open(ctx context.Context) error {
 	var err error
 	opening, opened := d.untilSignal(ctx)
 	d.source, err = d.o.openSource(opening, d.log)
-	opened()
+	if stopped := opened(); stopped != nil {
+		return stopped // close gives back what was opened
+	}
 	if err != nil {
 		return err
 	}

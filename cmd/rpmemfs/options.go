@@ -161,8 +161,14 @@ func (o *options) setPlaces(args []string) error {
 		return errors.New("what is to be mounted? Name a pool with --pool DIR, or a memory node as in tcp://host/share")
 	}
 	if o.remote() {
+		if o.size != 0 {
+			return errors.New("--size is for a pool of one's own: that of a memory node has its size")
+		}
 		_, err := nodeurl.Parse(o.pool)
 		return err
+	}
+	if o.steal || o.wait != longWait || o.lease != 0 || o.tls != (pki.Options{}) {
+		return errors.New("--steal, --wait, --lease and certificates are for memory nodes, as in tcp://host/share: a pool of one's own needs none")
 	}
 	return nil
 }

@@ -25,18 +25,24 @@ func (d *daemon) catchSignals() (stop func()) {
 	return func() { signal.Stop(d.signals) }
 }
 
-// untilSignal is for what may take long before there is a mount to be unmounted.
-// done ends it.
-func (d *daemon) untilSignal(ctx context.Context) (_ context.Context, done func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
+// untilSignal is for what may take long before there is a mount to be unmounted. done
+// ends it, and returns an error if a signal came.
+func (d *daemon) untilSignal(ctx context.Context) (_ context.Context, done func() error) {
+	ctx, cancel := context.WithCancel(ctx)
+	signalled := make(chan error, 1)
 	go func() {
+		defer close(signalled)
 		select {
 		case s := <-d.signals:
-			cancel(fmt.Errorf("not mounted: %v", s))
+			signalled <- fmt.Errorf("not mounted: %v", s)
+			cancel()
 		case <-ctx.Done():
 		}
 	}()
-	return ctx, func() { cancel(nil) }
+	return ctx, func() error {
+		cancel()
+		return <-signalled
+	}
 }
 
 // handleSignals unmounts at the first SIGTERM or SIGINT, waiting for programs to

@@ -1,6 +1,7 @@
 package memnode
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -28,9 +29,12 @@ type Fence struct {
 	changing sync.Mutex
 	gate     sync.RWMutex // held for reading during a read or write
 	flushing sync.RWMutex // held for reading during a flush
+
+	windowsMu sync.Mutex // guards windows; never held across a call of one
+	windows   []rdmacache.Window
 }
 
-var _ rdmacache.Handler = (*Fence)(nil)
+var _ rdmacache.Memory = (*Fence)(nil)
 
 // ReadAt fills p from byte off of the pool. ErrRange unless all of it is in slots of
 // the share.
@@ -76,6 +80,75 @@ func (f *Fence) Flush() error {
 	return f.pool.Flush()
 }
 
+// Bytes is the memory of the whole pool, or nil if it is in none. Only what Extent says is
+// the session's.
+func (f *Fence) Bytes() []byte { return f.pool.Bytes() }
+
+// Extent is the run of the share's slots that holds byte off. ErrRange if there is none.
+func (f *Fence) Extent(off int64) (start, end int64, err error) {
+	if f.ended.Load() {
+		return 0, 0, rdmacache.ErrFenced
+	}
+	run, ok := f.slots.Load().at(off)
+	if !ok {
+		return 0, 0, rangeError("reach", 1, off)
+	}
+	return run.Start.Offset(), run.End().Offset(), nil
+}
+
+// Persist makes persistent what one-sided access stored in slots of the share.
+func (f *Fence) Persist(off, n int64) error {
+	f.flushing.RLock()
+	defer f.flushing.RUnlock()
+	if n < 0 || int64(int(n)) != n {
+		return rangeError("persist", 0, off)
+	}
+	if err := f.check("persist", int(n), off); err != nil {
+		return err
+	}
+	return f.pool.persist(off, n)
+}
+
+// Expose makes w hear what the session loses. It is in time: what Extent said before is
+// revoked after.
+func (f *Fence) Expose(w rdmacache.Window) error {
+	f.windowsMu.Lock()
+	defer f.windowsMu.Unlock()
+	if f.ended.Load() {
+		return rdmacache.ErrFenced
+	}
+	f.windows = append(f.windows, w)
+	return nil
+}
+
+// Withdraw forgets w.
+func (f *Fence) Withdraw(w rdmacache.Window) {
+	f.windowsMu.Lock()
+	defer f.windowsMu.Unlock()
+	f.windows = slices.DeleteFunc(f.windows, func(x rdmacache.Window) bool { return x == w })
+}
+
+// tell calls fn for each window.
+func (f *Fence) tell(fn func(rdmacache.Window)) {
+	f.windowsMu.Lock()
+	windows := slices.Clone(f.windows)
+	f.windowsMu.Unlock()
+	for _, w := range windows {
+		fn(w)
+	}
+}
+
+// revoke takes freed slots, which slots does not have any more, out of reach: no access
+// to them is under way when it returns.
+func (f *Fence) revoke(freed []region.Run) {
+	f.tell(func(w rdmacache.Window) {
+		for _, r := range freed {
+			w.Revoke(r.Start.Offset(), r.End().Offset())
+		}
+	})
+	f.drain()
+}
+
 // Medium says what a flush promises.
 func (f *Fence) Medium() rdmacache.Medium { return f.pool.Medium() }
 
@@ -87,6 +160,7 @@ func (f *Fence) End() {
 	if f.reader {
 		f.pool.forgetReader(f)
 	}
+	f.tell(rdmacache.Window.End)
 	f.drain()
 	f.flushing.Lock()
 	//lint:ignore SA2001 to wait for the readers is all
@@ -139,7 +213,7 @@ func (f *Fence) change(commit func() (granted, freed []region.Run, err error)) e
 	changed := slots.with(granted).without(freed)
 	f.slots.Store(&changed)
 	if len(freed) > 0 {
-		f.drain()
+		f.revoke(freed)
 	}
 	return nil
 }
@@ -157,11 +231,11 @@ func (f *Fence) admit(fn func() ([]region.Run, error)) error {
 	return nil
 }
 
-// revoke takes slots from a reader. No access to them is under way when it returns.
-func (f *Fence) revoke(freed []region.Run) {
+// take takes slots from a reader. No access to them is under way when it returns.
+func (f *Fence) take(freed []region.Run) {
 	f.changing.Lock()
 	defer f.changing.Unlock()
 	changed := f.slots.Load().without(freed)
 	f.slots.Store(&changed)
-	f.drain()
+	f.revoke(freed)
 }

@@ -79,7 +79,7 @@ func (p *Pool) revoke(freed []region.Run) {
 	}
 	p.mu.Unlock()
 	for _, f := range readers {
-		f.revoke(freed)
+		f.take(freed)
 	}
 }
 

@@ -119,6 +119,28 @@ func (p *Pool) Flush() error {
 	return p.media.Flush()
 }
 
+// Bytes is the memory that the pool is in, or nil. It is mapped until Close.
+func (p *Pool) Bytes() []byte {
+	m, ok := p.media.(media.Mapped)
+	if !ok || p.readOnly {
+		return nil
+	}
+	mem := m.Bytes()
+	return mem[:min(int64(len(mem)), p.sizeBytes)]
+}
+
+// persist makes n bytes of slots persistent that were stored through Bytes.
+func (p *Pool) persist(off, n int64) error {
+	m, ok := p.media.(media.Mapped)
+	switch {
+	case p.readOnly:
+		return ErrReadOnly
+	case !ok:
+		return fmt.Errorf("persist %d bytes at %d: %w", n, off, errors.ErrUnsupported)
+	}
+	return m.Persist(off, n)
+}
+
 // Medium says what a flush promises.
 func (p *Pool) Medium() rdmacache.Medium { return p.medium }
 

@@ -13,6 +13,12 @@ type runSet []region.Run
 
 // holds tells whether n bytes from off are all in slots of the set.
 func (s runSet) holds(off int64, n int) bool {
+	run, ok := s.at(off)
+	return ok && int64(n) <= run.End().Offset()-off
+}
+
+// at returns the run that byte off is in.
+func (s runSet) at(off int64) (region.Run, bool) {
 	slot := region.Slot(off / region.PageSize) // below 0: slot 0 or beyond all pools
 	low, high := 0, len(s)                     // runs before low begin at slot or before it
 	for low < high {
@@ -23,7 +29,10 @@ func (s runSet) holds(off int64, n int) bool {
 			high = mid
 		}
 	}
-	return low > 0 && slot < s[low-1].End() && int64(n) <= s[low-1].End().Offset()-off
+	if low == 0 || slot >= s[low-1].End() {
+		return region.Run{}, false
+	}
+	return s[low-1], true
 }
 
 // with is the set and runs, none of which is in it.

@@ -42,3 +42,34 @@ type Handler interface {
 	Flush() error
 	Medium() Medium
 }
+
+// A Memory is a Handler whose bytes are memory: one-sided access reaches them without a
+// call of it.
+type Memory interface {
+	Handler
+	// Bytes is the pool's memory, from its byte 0 on; nil if the pool is none. It is
+	// mapped as long as the pool is open.
+	Bytes() []byte
+	// Extent says what may be reached around byte off: the bytes from start up to end. An
+	// error that matches ErrFenced when the lease is over; another one if nothing may.
+	Extent(off int64) (start, end int64, err error)
+	// Persist makes n bytes from off persistent that were stored by one-sided access. A
+	// failure is final.
+	Persist(off, n int64) error
+	// Expose makes w hear of what is not to be reached any more, until it is withdrawn or
+	// hears the end. ErrFenced when the lease is over.
+	Expose(w Window) error
+	Withdraw(w Window)
+}
+
+// A Window is the one-sided access that a memory node's transport gives to a Memory. Its
+// methods are called after Extent has changed, from any goroutine.
+//
+// It looks at Extent and gives access under one lock, which Revoke takes too: so it gives
+// none that it is not told to end.
+type Window interface {
+	// Revoke ends access to the bytes from start up to end. None happens when it returned.
+	Revoke(start, end int64)
+	// End ends all access. None happens when it returned.
+	End()
+}

@@ -15,13 +15,15 @@ const module = "github.com/rpmemfs/rpmemfs"
 // edges is the one definition of which package may import which, apart from the
 // standard library. A trailing * stands for everything below.
 var edges = map[string][]string{
-	"epoch":              {"golang.org/x/sys*"},
-	"namespace":          {module + "/epoch"},
-	"region":             {module + "/epoch", module + "/internal/*"},
-	"rdmacache":          {module + "/region", module + "/epoch", "golang.org/x/sys*"},
-	"rdmacache/inproc":   {module + "/rdmacache"},
-	"rdmacache/tcp":      {module + "/rdmacache", module + "/region", "golang.org/x/sys*"},
-	"rdmacache/conntest": {module + "/rdmacache", module + "/region"},
+	"epoch":                 {"golang.org/x/sys*"},
+	"namespace":             {module + "/epoch"},
+	"region":                {module + "/epoch", module + "/internal/*"},
+	"rdmacache":             {module + "/region", module + "/epoch", "golang.org/x/sys*"},
+	"rdmacache/inproc":      {module + "/rdmacache"},
+	"rdmacache/tcp":         {module + "/rdmacache", module + "/region", "golang.org/x/sys*"},
+	"rdmacache/verbs":       {module + "/rdmacache", module + "/region", "golang.org/x/sys*"},
+	"rdmacache/verbs/model": {module + "/rdmacache/verbs"},
+	"rdmacache/conntest":    {module + "/rdmacache", module + "/region"},
 	"memnode": {module + "/region", module + "/namespace", module + "/rdmacache", module + "/epoch",
 		module + "/internal/*", "go.etcd.io/bbolt*", "golang.org/x/sys*"},
 	"volume": {module + "/epoch", module + "/namespace", module + "/region", module + "/rdmacache", "golang.org/x/sys*"},

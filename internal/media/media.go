@@ -70,6 +70,14 @@ type Discarder interface {
 	Discard(off, n int64) error
 }
 
+// A Mapped is a Media that is memory, which can be stored to without it.
+type Mapped interface {
+	// Bytes is the memory, mapped until Close.
+	Bytes() []byte
+	// Persist makes n bytes from off persistent, whoever stored them. A failure is final.
+	Persist(off, n int64) error
+}
+
 // Stats counts what a medium did since it was opened.
 type Stats struct {
 	BytesWritten uint64

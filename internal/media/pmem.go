@@ -50,6 +50,7 @@ type Pmem struct {
 var (
 	_ Media     = (*Pmem)(nil)
 	_ Discarder = (*Pmem)(nil)
+	_ Mapped    = (*Pmem)(nil)
 )
 
 // A span is the bytes from start up to end.
@@ -213,6 +214,32 @@ func (m *Pmem) flushOnce() (err error) {
 	for _, s := range coalesce(spans) {
 		m.persist(s)
 	}
+	return nil
+}
+
+// Bytes is the mapping. Nobody uses it after Close.
+func (m *Pmem) Bytes() []byte {
+	m.closeMu.RLock()
+	defer m.closeMu.RUnlock()
+	return m.mem
+}
+
+// Persist writes the cache lines of n bytes from off back, which somebody else stored.
+func (m *Pmem) Persist(off, n int64) (err error) {
+	m.closeMu.RLock()
+	defer m.closeMu.RUnlock()
+	if m.readOnly {
+		return ErrReadOnly
+	}
+	if n < 0 || int64(int(n)) != n {
+		return fmt.Errorf("persist %d bytes at %d: %w", n, off, ErrRange)
+	}
+	if err := m.check("persist", int(n), off); err != nil || n == 0 || m.volatile {
+		return err
+	}
+	m.flushes.Add(1)
+	defer catchFault(debug.SetPanicOnFault(true), "persist", off, &err)
+	m.persist(span{off, off + n})
 	return nil
 }
 

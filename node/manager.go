@@ -65,6 +65,9 @@ type Stats struct {
 	Readers  int // sessions without one
 	Waiting  int // callers, for a lease
 
+	Strangers int    // connections that have not shown yet who they are
+	Dropped   uint64 // connections, to make room for others
+
 	Granted   uint64 // leases; those that the restart found are not counted
 	KeptAlive uint64 // times
 	Expired   uint64 // leases, by what ended them

@@ -16,13 +16,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/rpmemfs/rpmemfs/internal/places"
 	"github.com/rpmemfs/rpmemfs/memnode"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
 	"github.com/rpmemfs/rpmemfs/rdmacache/tcp"
@@ -77,6 +76,9 @@ type Server struct {
 	pins     *pins
 	checking chan struct{} // full while a Check runs
 	dataPort uint32        // set by Run before it serves
+
+	door      doorkeeper    // of the API
+	strangers *places.Table // of the data path
 }
 
 // NewServer returns a server that Run starts, once.
@@ -88,13 +90,16 @@ func NewServer(cfg Config) *Server {
 		cfg.Lease = DefaultLease
 	}
 	sessions := newManager(poolStore{cfg.Pool}, cfg.Log)
-	return &Server{
+	s := &Server{
 		cfg:      cfg,
 		log:      cfg.Log,
 		sessions: sessions,
 		pins:     newPins(cfg.Pool, sessions, cfg.Log),
 		checking: make(chan struct{}, 1),
 	}
+	s.door = newDoorkeeper(s)
+	s.strangers = tcp.Strangers(s.warnFull("data path, no session yet"))
+	return s
 }
 
 // Run serves both listeners, which it closes, until ctx is done or one fails. It
@@ -116,11 +121,11 @@ func (s *Server) Run(ctx context.Context, control, data net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	served := make(chan error, 1)
-	go func() { served <- g.Serve(limit(control, maxConnections)) }()
+	go func() { served <- g.Serve(control) }()
 	moved := make(chan error, 1)
 	go func() {
 		defer cancel()
-		moved <- tcp.Serve(ctx, data, dataSessions{s.sessions, s.cfg.Flushed}, tcp.ServerConfig{Log: s.log})
+		moved <- tcp.Serve(ctx, data, dataSessions{s.sessions, s.cfg.Flushed}, tcp.ServerConfig{Strangers: s.strangers, Log: s.log})
 	}()
 	var err error
 	select {
@@ -140,16 +145,22 @@ func (s *Server) Run(ctx context.Context, control, data net.Listener) error {
 	return errors.Join(err, s.cfg.Pool.Flush())
 }
 
-// Stats tells of the sessions.
-func (s *Server) Stats() Stats { return s.sessions.stats() }
+// Stats tells of the sessions, and of connections.
+func (s *Server) Stats() Stats {
+	st := s.sessions.stats()
+	for _, table := range []*places.Table{s.door.strangers, s.door.known, s.strangers} {
+		taken, dropped := table.Counts()
+		if table != s.door.known {
+			st.Strangers += taken
+		}
+		st.Dropped += dropped
+	}
+	return st
+}
 
 func (s *Server) newGRPC() *grpc.Server {
-	creds := insecure.NewCredentials()
-	if s.cfg.TLS != nil {
-		creds = credentials.NewTLS(s.cfg.TLS)
-	}
 	g := grpc.NewServer(
-		grpc.Creds(creds),
+		grpc.Creds(s.door),
 		grpc.MaxRecvMsgSize(nodepb.MaxRequestBytes),
 		grpc.MaxSendMsgSize(nodepb.MaxResponseBytes),
 		grpc.MaxConcurrentStreams(maxCalls),

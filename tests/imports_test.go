@@ -20,7 +20,7 @@ var edges = map[string][]string{
 	"region":                {module + "/epoch", module + "/internal/*"},
 	"rdmacache":             {module + "/region", module + "/epoch", "golang.org/x/sys*"},
 	"rdmacache/inproc":      {module + "/rdmacache"},
-	"rdmacache/tcp":         {module + "/rdmacache", module + "/region", "golang.org/x/sys*"},
+	"rdmacache/tcp":         {module + "/rdmacache", module + "/region", module + "/internal/places", "golang.org/x/sys*"},
 	"rdmacache/verbs":       {module + "/rdmacache", module + "/region", "golang.org/x/sys*"},
 	"rdmacache/verbs/model": {module + "/rdmacache/verbs"},
 	"rdmacache/conntest":    {module + "/rdmacache", module + "/region"},

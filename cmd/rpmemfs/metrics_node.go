@@ -59,6 +59,14 @@ var sessionMetrics = []metrics.Metric[node.Stats]{
 		Value: func(s node.Stats) float64 { return float64(s.Waiting) },
 	},
 	{
+		Kind: metrics.Gauge, Name: "rpmemfs_strangers", Help: "Connections that have not shown yet who they are.",
+		Value: func(s node.Stats) float64 { return float64(s.Strangers) },
+	},
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_connections_dropped_total", Help: "Connections that were cut to make room for others.",
+		Value: func(s node.Stats) float64 { return float64(s.Dropped) },
+	},
+	{
 		Kind: metrics.Counter, Name: "rpmemfs_leases_granted_total", Help: "Leases granted.",
 		Value: func(s node.Stats) float64 { return float64(s.Granted) },
 	},

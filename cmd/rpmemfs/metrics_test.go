@@ -128,7 +128,7 @@ func TestNodeMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	pool := newPool(t, memnode.Options{KeepOrphans: true})
-	stats := node.Stats{Waiting: 1, Granted: 2, KeptAlive: 3, Expired: 4, Stolen: 5, Closed: 6, Ended: 7}
+	stats := node.Stats{Strangers: 8, Dropped: 9, Waiting: 1, Granted: 2, KeptAlive: 3, Expired: 4, Stolen: 5, Closed: 6, Ended: 7}
 	m.addNode(pool, func() node.Stats { return stats })
 	scrape := runMetrics(t, m)
 	share, err := pool.MakeShare(t.Context(), "web", 1<<20)
@@ -150,7 +150,8 @@ func TestNodeMetrics(t *testing.T) {
 	}
 	expectMetrics(t, body, "rpmemfs_lease_waiters 1", "rpmemfs_leases_granted_total 2", "rpmemfs_lease_renewals_total 3",
 		`rpmemfs_leases_ended_total{how="expired"} 4`, `rpmemfs_leases_ended_total{how="stolen"} 5`,
-		`rpmemfs_leases_ended_total{how="closed"} 6`, `rpmemfs_leases_ended_total{how="operator"} 7`)
+		`rpmemfs_leases_ended_total{how="closed"} 6`, `rpmemfs_leases_ended_total{how="operator"} 7`,
+		"rpmemfs_strangers 8", "rpmemfs_connections_dropped_total 9")
 	expectMetrics(t, body, `rpmemfs_lease_generation{share="web"} 2`)
 	if strings.Contains(body, `rpmemfs_share_quota_bytes{share="free"}`) {
 		t.Error("a share without a quota has one")

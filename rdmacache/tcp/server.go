@@ -9,16 +9,19 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/rpmemfs/rpmemfs/internal/places"
 )
 
 const (
 	defaultConnections = 1024
-	// maxGreeting bounds the connections that have not been welcomed yet, beyond
-	// those that have.
+	// maxGreeting bounds the connections that have not shown a session's token yet,
+	// beyond those that have: the oldest is dropped for the next one. As many more
+	// may be about to notice that they were dropped.
 	maxGreeting = 256
 	// maxStreams bounds the connections of one session.
 	maxStreams = 16
-	// handshakeTimeout is how long a client has for its HELLO, and for its old
+	// handshakeTimeout is how long a client has for TLS and its HELLO, and for its old
 	// connection to end.
 	handshakeTimeout = 5 * time.Second
 )
@@ -29,11 +32,14 @@ type server struct {
 	limit    int
 	log      *slog.Logger
 
-	links sync.WaitGroup
+	strangers *places.Table
+	greeting  chan struct{} // holds an element for each connection in hello
+	links     sync.WaitGroup
 
-	mu       sync.Mutex
-	greeting int                      // connections that are not welcomed yet
-	welcomed int                      // and those that are
+	mu       sync.Mutex               // guards the fields below
+	told     time.Time                // when the log got a stranger's error
+	untold   int                      // strangers' errors since
+	welcomed int                      // connections that joined
 	streams  map[[32]byte]clientLinks // by token
 }
 
@@ -45,12 +51,18 @@ type clientLinks map[uint64]*link
 //
 // A connection takes less than 4 MiB of memory, whatever the client sends.
 func Serve(ctx context.Context, l net.Listener, sessions Sessions, cfg ServerConfig) error {
-	s := &server{sessions: sessions, limit: cfg.Connections, log: cfg.Log, streams: make(map[[32]byte]clientLinks)}
+	s := &server{
+		sessions: sessions, limit: cfg.Connections, log: cfg.Log, strangers: cfg.Strangers,
+		greeting: make(chan struct{}, 2*maxGreeting), streams: make(map[[32]byte]clientLinks),
+	}
 	if s.limit <= 0 {
 		s.limit = defaultConnections
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.strangers == nil {
+		s.strangers = Strangers(nil)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer s.links.Wait()
@@ -79,28 +91,38 @@ func Serve(ctx context.Context, l net.Listener, sessions Sessions, cfg ServerCon
 	}
 }
 
-// accept begins to serve nc, or closes it where there are too many.
+// Strangers returns a table for ServerConfig.Strangers; full is as in places.New.
+func Strangers(full func(owner string, dropped uint64)) *places.Table {
+	return places.New(maxGreeting, places.DropOldest, full)
+}
+
+// accept begins to serve nc. Where there are too many that have not said who they are,
+// it drops one of them, and waits until one has noticed.
 func (s *server) accept(ctx context.Context, nc net.Conn) {
-	s.mu.Lock()
-	full := s.greeting >= maxGreeting
-	if !full {
-		s.greeting++
-	}
-	s.mu.Unlock()
-	if full {
+	select {
+	case s.greeting <- struct{}{}:
+	case <-ctx.Done():
 		_ = nc.Close()
 		return
 	}
+	place := s.strangers.Enter(places.Source(nc.RemoteAddr()), places.Closer(nc))
 	s.links.Go(func() {
 		defer func() { _ = nc.Close() }()
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
 		defer stop()
-		k, err := s.greet(ctx, nc)
-		s.mu.Lock()
-		s.greeting--
-		s.mu.Unlock()
+		deadline := time.Now().Add(handshakeTimeout)
+		h, session, err := s.hello(nc, deadline)
+		if !place.Leave() && err == nil {
+			err = errUnavailable // dropped at the last moment
+		}
+		<-s.greeting
+		if err != nil {
+			s.stranger(nc, err)
+			return
+		}
+		k, err := s.greet(ctx, nc, session, h, deadline)
 		if err == nil {
 			err = k.serve(ctx)
 		}
@@ -113,41 +135,59 @@ func (s *server) accept(ctx context.Context, nc net.Conn) {
 	})
 }
 
-// greet exchanges HELLO and WELCOME. A link that is returned, even with an error,
-// has to leave.
-func (s *server) greet(ctx context.Context, nc net.Conn) (*link, error) {
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-	defer cancel()
-	deadline, _ := ctx.Deadline()
+// stranger logs why a connection got no session: once a second, however many come.
+func (s *server) stranger(nc net.Conn, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.told) < time.Second {
+		s.untold++
+		return
+	}
+	s.log.Info("data connection refused", "peer", nc.RemoteAddr(), "err", err, "others before", s.untold)
+	s.told, s.untold = time.Now(), 0
+}
+
+// hello takes the HELLO and finds the session, for which TLS shakes hands first. If it
+// fails the client is told.
+func (s *server) hello(nc net.Conn, deadline time.Time) (h hello, session Session, err error) {
 	if err := nc.SetDeadline(deadline); err != nil {
-		return nil, err
+		return h, nil, err
 	}
 	b := make([]byte, helloSize)
 	if _, err := io.ReadFull(nc, b); err != nil {
-		return nil, fmt.Errorf("hello: %w", err)
+		return h, nil, fmt.Errorf("hello: %w", err)
 	}
-	var h hello
-	err := h.decode(b)
-	var session Session
-	if err == nil {
+	if err = h.decode(b); err == nil {
 		session, err = s.sessions.Session(h.token)
 	}
-	var k *link
-	if err == nil {
-		k, err = s.join(ctx, nc, session, h)
-	}
-	w := welcome{}
 	if err != nil {
-		w.code, w.text = codeOf(err, codeUnavailable), err.Error()
+		_, _ = nc.Write(refuseHello(err)) // it is told, or it is gone
+	}
+	return h, session, err
+}
+
+func refuseHello(err error) []byte {
+	return (&welcome{code: codeOf(err, codeUnavailable), text: err.Error()}).encode()
+}
+
+// greet joins nc to its stream and answers HELLO. A link that is returned, even with
+// an error, has to leave.
+func (s *server) greet(ctx context.Context, nc net.Conn, session Session, h hello, deadline time.Time) (*link, error) {
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	k, err := s.join(ctx, nc, session, h)
+	answer := []byte(nil)
+	if err != nil {
+		answer = refuseHello(err)
 	} else {
 		m := session.Medium()
-		w.kind, w.volatile = m.Kind, m.Volatile
+		answer = (&welcome{kind: m.Kind, volatile: m.Volatile}).encode()
 	}
 	if k != nil {
 		// Its old connection may take longer than the handshake.
 		_ = nc.SetDeadline(time.Now().Add(time.Second))
 	}
-	if _, werr := nc.Write(w.encode()); err == nil {
+	if _, werr := nc.Write(answer); err == nil {
 		err = werr
 	}
 	if err == nil {
@@ -170,7 +210,7 @@ func (s *server) join(ctx context.Context, nc net.Conn, session Session, h hello
 		err = fmt.Errorf("attempt %d came after %d: %w", h.attempt, old.hello.attempt, errUnavailable)
 	case old == nil && len(links) >= maxStreams:
 		err = fmt.Errorf("the session has %d connections: %w", len(links), errUnavailable)
-	case old == nil && s.welcomed >= s.limit:
+	case s.welcomed >= s.limit && (old == nil || s.welcomed >= 2*s.limit): // those that wait for their old ones
 		err = fmt.Errorf("%d connections: %w", s.welcomed, errUnavailable)
 	}
 	if err != nil {

@@ -23,6 +23,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/rpmemfs/rpmemfs/internal/places"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 )
 
@@ -78,8 +79,11 @@ type Sessions interface {
 
 // A ServerConfig says how to serve. Its zero value is ready for use.
 type ServerConfig struct {
-	Connections int          // how many at once; 0 means 1024
-	Log         *slog.Logger // nil discards
+	Connections int // how many at once; 0 means 1024
+	// Strangers has the connections that have not shown a token yet: see Strangers.
+	// Nil means one of Serve's own.
+	Strangers *places.Table
+	Log       *slog.Logger // nil discards
 }
 
 // slow says that reads and flushes of a medium may wait for a device.

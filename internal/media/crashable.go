@@ -23,6 +23,9 @@ const crashUnit = 8
 // and any subset of the aligned 8-byte words of each pending write; of several
 // writes to one word the last that survives wins, so a word can come back with
 // the value of any of them, as it can from a cache.
+//
+// It can be memory, too: what Store stored, as one-sided access does, is pending until a
+// Persist of its place. A Flush does not know of it, as that of a Pmem does not.
 type Crashable struct {
 	size int64 // immutable
 	cut  int   // immutable
@@ -33,17 +36,22 @@ type Crashable struct {
 	// with other Crashables.
 	base    map[int64]*[crashPage]byte
 	dirty   map[int64]*[crashPage]byte
+	mem     []byte // what Bytes returned, until Close: the visible content, dirty is in it
 	pending []crashWrite
 	flushes int
 	lost    bool
 	written uint64
 }
 
-var _ Media = (*Crashable)(nil)
+var (
+	_ Media  = (*Crashable)(nil)
+	_ Mapped = (*Crashable)(nil)
+)
 
 type crashWrite struct {
-	off  int64
-	data []byte
+	off    int64
+	data   []byte
+	around bool // by Store
 }
 
 // NewCrashable returns a zeroed medium of size bytes. Its power goes during
@@ -203,14 +211,17 @@ func (m *Crashable) ReadAt(p []byte, off int64) error {
 }
 
 // WriteAt stores p at off; it is pending until a flush.
-func (m *Crashable) WriteAt(p []byte, off int64) error {
+func (m *Crashable) WriteAt(p []byte, off int64) error { return m.write(p, off, false) }
+
+// write is a store by the processor, which a Flush covers, or by a device around it.
+func (m *Crashable) write(p []byte, off int64, around bool) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err := m.check("write", len(p), off); err != nil {
 		return err
 	}
 	m.store(p, off)
-	m.pending = append(m.pending, crashWrite{off, append([]byte(nil), p...)})
+	m.pending = append(m.pending, crashWrite{off, append([]byte(nil), p...), around})
 	m.written += uint64(len(p))
 	return nil
 }
@@ -221,10 +232,7 @@ func (m *Crashable) store(p []byte, off int64) {
 		no, in := off/crashPage, off%crashPage
 		page := m.dirty[no]
 		if page == nil {
-			page = new([crashPage]byte)
-			if old := m.base[no]; old != nil {
-				*page = *old
-			}
+			page = m.visible(no)
 			m.dirty[no] = page
 		}
 		n := copy(page[in:], p)
@@ -232,10 +240,43 @@ func (m *Crashable) store(p []byte, off int64) {
 	}
 }
 
+// visible is a page that can be changed, with the flushed content.
+func (m *Crashable) visible(no int64) *[crashPage]byte {
+	if m.mem != nil {
+		return (*[crashPage]byte)(m.mem[no*crashPage:])
+	}
+	page := new([crashPage]byte)
+	if old := m.base[no]; old != nil {
+		*page = *old
+	}
+	return page
+}
+
 // Flush makes all earlier writes survive a restart, unless the power goes.
 func (m *Crashable) Flush() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if err := m.countFlush(); err != nil {
+		return err
+	}
+	var spans []span
+	for _, w := range m.pending {
+		if !w.around {
+			spans = append(spans, span{w.off, w.off + int64(len(w.data))})
+		}
+	}
+	if len(spans) == len(m.pending) {
+		m.settle()
+		return nil
+	}
+	for _, s := range coalesce(spans) {
+		m.persist(s)
+	}
+	return nil
+}
+
+// countFlush counts a flush, during which the power may go.
+func (m *Crashable) countFlush() error {
 	if m.lost {
 		return ErrPowerLost
 	}
@@ -244,14 +285,13 @@ func (m *Crashable) Flush() error {
 		m.lost = true
 		return fmt.Errorf("flush %d: %w", m.cut, ErrPowerLost)
 	}
-	m.settle()
 	return nil
 }
 
 // settle makes the visible content the flushed one.
 func (m *Crashable) settle() {
 	for no, page := range m.dirty {
-		m.base[no] = page
+		m.base[no] = m.still(page)
 	}
 	clear(m.dirty)
 	m.pending = m.pending[:0]
@@ -280,5 +320,5 @@ func (m *Crashable) Stats() Stats {
 	return Stats{BytesWritten: m.written, Flushes: uint64(m.flushes)}
 }
 
-// Close does nothing: the content can still be restarted from.
-func (m *Crashable) Close() error { return nil }
+// Close unmaps what Bytes returned. The content can still be used, and restarted from.
+func (m *Crashable) Close() error { return m.unmap() }

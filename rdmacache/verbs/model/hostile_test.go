@@ -82,11 +82,13 @@ func TestTornWrites(t *testing.T) {
 		for range 1000 {
 			time.Sleep(10 * time.Microsecond)
 			synctest.Wait()
+			var seen []byte
+			l.look(func() { seen = bytes.Clone(l.server.mem) })
 			some, none := false, false
 			address := l.server.mr.Address()
 			for i := at; i < at+n; i++ {
-				some, none = some || l.server.mem[i] != 0, none || l.server.mem[i] == 0
-				if i > at && (address+uint64(i))%8 != 0 && l.server.mem[i] != l.server.mem[i-1] {
+				some, none = some || seen[i] != 0, none || seen[i] == 0
+				if i > at && (address+uint64(i))%8 != 0 && seen[i] != seen[i-1] {
 					t.Fatalf("a word is torn, at byte %d", i)
 				}
 			}
@@ -120,8 +122,10 @@ func TestLateWrites(t *testing.T) {
 		}
 		landed := func() (n int) {
 			gap := false
+			var seen []byte
+			l.look(func() { seen = bytes.Clone(l.server.mem[:128]) })
 			for i := range 16 {
-				switch binary.LittleEndian.Uint64(l.server.mem[8*i:]) {
+				switch binary.LittleEndian.Uint64(seen[8*i:]) {
 				case 0:
 					gap = true
 				default:
@@ -218,9 +222,11 @@ func TestPartition(t *testing.T) {
 						t.Fatal(err)
 					}
 					time.Sleep(900 * time.Millisecond)
-					if landed := l.server.mem[0] == 1; landed == out {
-						t.Errorf("what leaves is held: %v; landed: %v", out, landed)
-					}
+					l.look(func() {
+						if landed := l.server.mem[0] == 1; landed == out {
+							t.Errorf("what leaves is held: %v; landed: %v", out, landed)
+						}
+					})
 					if !short {
 						time.Sleep(200 * time.Millisecond)
 					}
@@ -245,7 +251,7 @@ func TestLocalMemoryIsReadLate(t *testing.T) {
 		if err := l.client.queue.Post([]verbs.Work{l.write(0, 8)}); err != nil {
 			t.Fatal(err)
 		}
-		l.client.mem[0] = 2
+		l.look(func() { l.client.mem[0] = 2 })
 		l.finish(l.client, 1)
 		if l.server.mem[0] == 2 {
 			late++

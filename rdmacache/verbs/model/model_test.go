@@ -155,6 +155,13 @@ func (l *link) broken(s *side) {
 	}
 }
 
+// look lets fn see memory as it is now. What lands does so before or after.
+func (l *link) look(fn func()) {
+	l.fabric.Stats()
+	fn()
+	l.fabric.Stats()
+}
+
 func fill(p []byte, rng *rand.Rand) {
 	for i := range p {
 		p[i] = byte(rng.Uint32())

@@ -190,9 +190,11 @@ func TestSendWaitsForRecv(t *testing.T) {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Second / 2)
-			if l.server.mem[1000] != 0 {
-				t.Error("a Write overtook a Send")
-			}
+			l.look(func() {
+				if l.server.mem[1000] != 0 {
+					t.Error("a Write overtook a Send")
+				}
+			})
 			if recv {
 				if err := l.server.queue.PostRecv([]verbs.Work{{ID: 9, Local: l.server.mem[:64], LKey: l.server.mr.LKey()}}); err != nil {
 					t.Fatal(err)

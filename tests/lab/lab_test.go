@@ -1,0 +1,154 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rpmemfs/rpmemfs/tests/lab/debian"
+	"github.com/rpmemfs/rpmemfs/tests/lab/image"
+	"github.com/rpmemfs/rpmemfs/tests/lab/machine"
+)
+
+var (
+	labFlag   = flag.Bool("lab", false, "run the lab; without it every test is skipped, as it needs both processors for minutes")
+	cacheFlag = flag.String("lab.cache", "", "folder with what was fetched (default: rpmemfs-lab in the user's cache directory)")
+)
+
+// The Debian release that the guests consist of: the first one with FLUSH in its kernel
+// and in rdma-core.
+const release = "trixie"
+
+// trees are the packages that the lab consists of.
+var trees = struct{ qemu, kernel, userland debian.Tree }{
+	qemu: debian.Tree{Name: "qemu", Packages: []string{"qemu-system-x86"}},
+	kernel: debian.Tree{Name: "kernel", Alone: true,
+		Packages: []string{`^linux-image-6\.12\.[0-9]+\+deb[0-9]+-amd64$`}},
+	userland: debian.Tree{Name: "userland", Packages: []string{
+		"ibverbs-providers", "librdmacm1t64", "libibverbs-dev", "librdmacm-dev",
+		"perftest", "iproute2", "busybox-static", "e2fsprogs",
+	}},
+}
+
+// A lab is all that machines need, ready in files.
+type lab struct {
+	dir      string // of this run; removed at its end
+	qemu     machine.QEMU
+	kernel   string
+	initrd   string
+	userland string
+}
+
+// patience is how long the lab waits for anything in a guest. Emulated machines are
+// slow, and the host may be busy.
+const patience = 2 * time.Minute
+
+// theLab is made once in a run, by the first test that needs it.
+var theLab = sync.OnceValues(func() (*lab, error) {
+	dir, err := os.MkdirTemp("", "rpmemfs-lab-")
+	if err != nil {
+		return nil, err
+	}
+	l := &lab{dir: dir}
+	runDir = dir
+	return l, l.prepare(context.Background())
+})
+
+var runDir string // to be removed; written by theLab, read when the tests have ended
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code := m.Run()
+	if runDir != "" {
+		if err := os.RemoveAll(runDir); err != nil {
+			fmt.Fprintln(os.Stderr, "lab:", err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// need returns the lab, or skips the test where there cannot be one.
+func need(t *testing.T) *lab {
+	t.Helper()
+	if !*labFlag {
+		t.Skip("not asked for: make lab, or the flag -lab")
+	}
+	if runtime.GOOS != "linux" || runtime.GOARCH != "amd64" {
+		t.Skipf("the guests are Linux on amd64, and run with this machine's programs, which are for %s/%s", runtime.GOOS, runtime.GOARCH)
+	}
+	l, err := theLab()
+	switch {
+	case errors.Is(err, debian.ErrUnavailable), errors.Is(err, exec.ErrNotFound):
+		t.Skipf("no lab on this machine: %v", err)
+	case err != nil:
+		t.Fatal(err)
+	}
+	return l
+}
+
+// prepare fetches, builds, and makes the image.
+func (l *lab) prepare(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	dir := *cacheFlag
+	if dir == "" {
+		parent, err := os.UserCacheDir()
+		if err != nil {
+			return err
+		}
+		dir = filepath.Join(parent, "rpmemfs-lab")
+	}
+	cache := debian.Cache{Dir: dir, Release: release, Log: func(format string, a ...any) {
+		fmt.Fprintf(os.Stderr, "lab: "+format+"\n", a...)
+	}}
+	var err error
+	if l.qemu.Root, err = cache.Unpack(ctx, trees.qemu); err != nil {
+		return err
+	}
+	kernel, err := cache.Unpack(ctx, trees.kernel)
+	if err != nil {
+		return err
+	}
+	if l.userland, err = cache.Unpack(ctx, trees.userland); err != nil {
+		return err
+	}
+	base, err := image.Build(ctx, dir, guestSpec(kernel, l.userland))
+	if err != nil {
+		return err
+	}
+	programs, err := l.build(ctx)
+	if err != nil {
+		return err
+	}
+	l.kernel, l.initrd = base.Kernel, filepath.Join(l.dir, "initrd.cpio")
+	return base.Boot(l.initrd, programs)
+}
+
+// guestSpec says what a guest has besides the programs under test.
+func guestSpec(kernel, userland string) image.Spec {
+	const lib = "usr/lib/x86_64-linux-gnu/"
+	return image.Spec{
+		Kernel: kernel, Userland: userland,
+		Modules: []string{
+			"crc32c_generic", "crc32c_intel", "crc32_generic", // looked up by name, no module depends on them
+			"virtio_pci", "virtio_net", "virtio_blk", "virtio_console",
+			"nfit", "nd_pmem", "dax_pmem", "device_dax", "ext4", "fuse",
+			"dummy", "rdma_rxe", "rdma_ucm", "ib_uverbs",
+		},
+		Programs: []string{
+			"usr/bin/busybox", "usr/bin/ip", "usr/bin/rdma", "usr/sbin/mke2fs", "usr/bin/ib_write_bw",
+			lib + "libibverbs.so.1", lib + "librdmacm.so.1", lib + "libc.so.6", lib + "libgcc_s.so.1",
+		},
+		Files:   []string{"etc/libibverbs.d/rxe.driver", "etc/mke2fs.conf"},
+		Plugins: []string{lib + "libibverbs/librxe-*.so"},
+	}
+}

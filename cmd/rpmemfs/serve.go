@@ -81,7 +81,7 @@ func (m *memoryNode) open() error {
 
 // openPool opens the pool, and makes it first if there is none.
 func (m *memoryNode) openPool() error {
-	create := memnode.CreateOptions{SizeBytes: int64(m.o.size)}
+	create := memnode.CreateOptions{SizeBytes: int64(m.o.size), Device: m.o.device}
 	pool, created, err := memnode.OpenOrCreate(m.o.pool, create, memnode.Options{Log: m.log, KeepOrphans: true})
 	switch {
 	case errors.Is(err, memnode.ErrLocked):
@@ -94,8 +94,8 @@ func (m *memoryNode) openPool() error {
 	m.pool = pool
 	if created {
 		m.log.Info("made a new pool", "pool", m.o.pool)
-	} else if m.o.size != 0 {
-		m.log.Debug("the pool exists; its size stays", "pool", m.o.pool)
+	} else if m.o.size != 0 || m.o.device != "" {
+		m.log.Debug("the pool exists; its size and device stay", "pool", m.o.pool)
 	}
 	return nil
 }

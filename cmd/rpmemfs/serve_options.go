@@ -26,6 +26,7 @@ type serveOptions struct {
 	data    string // the same of the data path
 	tls     pki.Options
 	size    byteSize // of a new pool; 0: a default
+	device  string   // holds the data of a new pool; empty: a file in the pool
 	lease   time.Duration
 	metrics string  // host:port; empty: none
 	log     options // of which only the log's are set
@@ -35,7 +36,8 @@ const serveLong = `Serve a pool to other machines, which mount it, or shares of 
 rpmemfs mount tcp://HOST[:PORT][/SHARE] MOUNTPOINT.
 
 The pool is a directory, as for mount. If there is none yet, it is made, with room for
---size. While it is served nothing else can mount it, this machine neither but through
+--size. With --device its data is on a device-dax device, and the directory has the rest,
+which has to be as durable. While it is served nothing else can mount it, this machine neither but through
 tcp://.
 
 Compute nodes and this one show each other certificates ("rpmemctl pki" makes them); a
@@ -50,6 +52,7 @@ the process at once, as a crash does.`
 
 const serveExample = `  rpmemfs serve --pki /etc/rpmemfs/pki --size 100GiB /var/lib/rpmemfs/pool
   rpmemfs serve --pki /etc/rpmemfs/pki --listen 10.0.0.1:7470 --data 10.0.0.1:7471 /mnt/pmem/pool
+  rpmemfs serve --pki /etc/rpmemfs/pki --device /dev/dax0.0 /var/lib/rpmemfs/pool
   rpmemfs serve --insecure /dev/shm/pool; rpmemfs mount --insecure tcp://localhost /mnt`
 
 func serveCommand() *cobra.Command {
@@ -76,6 +79,7 @@ func serveCommand() *cobra.Command {
 	f.StringVar(&o.data, "data", "", fmt.Sprintf("HOST:PORT of the data path, at which clients reach the HOST of the API too (default :%d; with --insecure on 127.0.0.1)", defaultData))
 	addTLSFlags(cmd, &o.tls)
 	f.Var(&o.size, "size", "size of a new pool, such as 10GiB (default: half of what is free there)")
+	f.StringVar(&o.device, "device", "", "device-dax device that gets the data of a new pool; what it contained is lost")
 	f.DurationVar(&o.lease, "lease", node.DefaultLease, "how long a mount may be silent before it loses its lease, if it does not say itself")
 	f.StringVar(&o.metrics, "metrics", "", "HOST:PORT for Prometheus and health checks, /metrics and /healthz, without TLS (default: none)")
 	f.TextVar(&o.log.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")

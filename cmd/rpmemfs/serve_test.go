@@ -138,6 +138,27 @@ func get(t *testing.T, url string) (int, string) {
 	return resp.StatusCode, string(body)
 }
 
+// A device holds the data of a pool, which finds it again without being told.
+func TestServeDevice(t *testing.T) {
+	device := filepath.Join(t.TempDir(), "device")
+	pool := filepath.Join(t.TempDir(), "pool")
+	if err := os.WriteFile(device, make([]byte, 16<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"--device", device}, nil} {
+		s := startServe(t, nil, append(append([]string{"--insecure"}, args...), pool)...)
+		if !strings.Contains(s.line, "size 16 MiB") {
+			t.Errorf("with %q: got %q, want the size of the device", args, s.line)
+		}
+		if err := s.stop(unix.SIGTERM); err != nil {
+			t.Error(err)
+		}
+	}
+	if target, err := os.Readlink(filepath.Join(pool, "data")); err != nil || target != device {
+		t.Errorf("data of the pool: got %q, %v; want a link to %s", target, err, device)
+	}
+}
+
 // A memory node makes its pool, tells systemd, answers, ends cleanly on SIGTERM,
 // and comes again.
 func TestServe(t *testing.T) {

@@ -70,6 +70,16 @@ test: install-deps testc ## everything this machine can run, in minutes
 	@echo "== programs over a memory node"
 	$(GO) test -timeout 20m ./tests -node -rounds 4 -run '$(NODE_TESTS)'
 
+	$(MAKE) --no-print-directory lab
+
+# Emulated machines with RDMA and persistent memory; needs both processors. LABFLAGS are
+# those of go test, such as '-run Crash'.
+LABFLAGS ?=
+.PHONY: lab
+lab: ## RDMA between emulated machines that lose power; LABFLAGS='-run Crash' for one
+	@echo "== lab"
+	$(GO) test -v -count 1 -timeout 20m ./tests/lab -lab $(LABFLAGS)
+
 # What is run once more with a memory node in place of a pool of its own.
 NODE_TESTS := SQLite|LMDB|Bolt|Fsx|Fio|Posix|Memcached|Python|Kill|Threads|TestExact$$|TestClient
 

@@ -2,21 +2,28 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/rpmemfs/rpmemfs/tests/lab/machine"
 )
 
+// slow is what the log tells of.
+const slow = 3 * time.Second
+
 // A site is the machines of one test, and the network between them.
 type site struct {
-	t     *testing.T
-	l     *lab
-	dir   string
-	hub   string
-	cards int
+	t    *testing.T
+	l    *lab
+	dir  string
+	hub  *machine.Hub
+	plug string // where machines find the hub
 }
 
 // newSite makes a site without machines. At the end of the test all of it is gone.
@@ -27,13 +34,12 @@ func newSite(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &site{t: t, l: l, dir: dir, hub: filepath.Join(dir, "hub")}
-	hub, err := machine.NewHub(s.hub)
-	if err != nil {
+	s := &site{t: t, l: l, dir: dir, plug: filepath.Join(dir, "hub")}
+	if s.hub, err = machine.NewHub(s.plug); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := hub.Close(); err != nil {
+		if err := s.hub.Close(); err != nil {
 			t.Error(err)
 		}
 		if err := os.RemoveAll(dir); err != nil {
@@ -56,26 +62,57 @@ func (s *site) file(name string, size int64) string {
 	return path
 }
 
+const (
+	nodeHost = "10.0.0.1" // the memory node's address
+	nodeCard = 1
+)
+
+// memoryNode is the configuration of a machine with persistent memory, and a disk.
+func (s *site) memoryNode() machine.Config {
+	return machine.Config{Name: "m", Card: nodeCard, Hub: s.plug, Address: nodeHost + "/24",
+		NVDIMM: s.file("nvdimm", 256<<20), NVDIMMMode: "devdax", Disk: s.file("disk", 64<<20)}
+}
+
+// computeNode is the configuration of a machine without. card is 2 or more.
+func (s *site) computeNode(card int) machine.Config {
+	return machine.Config{Name: fmt.Sprintf("c%d", card), Card: card, Hub: s.plug, Address: fmt.Sprintf("10.0.0.%d/24", card)}
+}
+
 // boot starts a machine. It is killed at the end of the test, and its console shown if
 // the test failed.
 func (s *site) boot(cfg machine.Config) *machine.Machine {
 	s.t.Helper()
-	cfg.QEMU, cfg.Kernel, cfg.Initrd, cfg.Dir = s.l.qemu, s.l.kernel, s.l.initrd, s.dir
-	if cfg.Memory == 0 {
-		cfg.Memory = 768
+	return s.bootAll(cfg)[0]
+}
+
+// bootAll starts machines at the same time.
+func (s *site) bootAll(configs ...machine.Config) []*machine.Machine {
+	s.t.Helper()
+	machines, errs := make([]*machine.Machine, len(configs)), make([]error, len(configs))
+	ctx := s.ctx()
+	var wg sync.WaitGroup
+	for i, cfg := range configs {
+		cfg.QEMU, cfg.Kernel, cfg.Initrd, cfg.Dir = s.l.qemu, s.l.kernel, s.l.initrd, s.dir
+		cfg.Memory, cfg.TSC = 768, s.l.tsc
+		wg.Go(func() { machines[i], errs[i] = machine.Start(ctx, cfg) })
 	}
-	m, err := machine.Start(s.ctx(), cfg)
-	if err != nil {
+	wg.Wait()
+	for i, m := range machines {
+		if m == nil {
+			continue
+		}
+		s.t.Logf("%s is up after %.1f s of its own time", configs[i].Name, m.Uptime)
+		s.t.Cleanup(func() {
+			m.Kill()
+			if s.t.Failed() {
+				s.t.Logf("console of %s:\n%s", configs[i].Name, m.Console())
+			}
+		})
+	}
+	if err := errors.Join(errs...); err != nil {
 		s.t.Fatal(err)
 	}
-	s.t.Logf("%s is up after %.1f s of its own time", cfg.Name, m.Uptime)
-	s.t.Cleanup(func() {
-		m.Kill()
-		if s.t.Failed() {
-			s.t.Logf("console of %s:\n%s", cfg.Name, m.Console())
-		}
-	})
-	return m
+	return machines
 }
 
 // ctx ends when patience is over.
@@ -88,9 +125,13 @@ func (s *site) ctx() context.Context {
 // run runs a program in a machine, which has to succeed.
 func (s *site) run(m *machine.Machine, argv ...string) string {
 	s.t.Helper()
+	begin := time.Now()
 	out, err := m.Run(s.ctx(), argv...)
 	if err != nil {
 		s.t.Fatal(err)
+	}
+	if took := time.Since(begin); took > slow {
+		s.t.Logf("%s: %s took %v", m.Name, strings.Join(argv, " "), took.Round(time.Millisecond))
 	}
 	return out
 }
@@ -105,12 +146,14 @@ func (s *site) start(m *machine.Machine, argv ...string) *machine.Process {
 	return p
 }
 
-// Machines boot, see each other, and have RDMA and persistent memory.
+// Machines boot, see each other, and have RDMA and persistent memory. What an NVDIMM
+// holds survives the machine.
 func TestBoot(t *testing.T) {
 	s := newSite(t)
-	m := s.boot(machine.Config{Name: "m", Card: 1, Hub: s.hub, Address: "10.0.0.1/24",
-		NVDIMM: s.file("nvdimm", 256<<20), NVDIMMMode: "devdax"})
-	c := s.boot(machine.Config{Name: "c", Card: 2, Hub: s.hub, Address: "10.0.0.2/24"})
-	t.Log(s.run(m, "sh", "-c", "uname -a; ls -l /dev/dax0.0; rdma link; free -m; dmesg | tail -5"))
-	t.Log(s.run(c, "ping", "-c", "3", "10.0.0.1"))
+	cfg := s.memoryNode()
+	machines := s.bootAll(cfg, s.computeNode(2))
+	m, c := machines[0], machines[1]
+	t.Log(s.run(m, "sh", "-c", "uname -a; rdma link"))
+	s.run(c, "ping", "-c", "1", "-w", "30", nodeHost)
+	s.run(m, "test", "-c", "/dev/dax0.0")
 }

@@ -2,10 +2,12 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -29,6 +31,8 @@ func (l *lab) build(ctx context.Context) (map[string]string, error) {
 		{"lab/rpmemfs", static, []string{"go", "build", "-ldflags=-s -w", "-o", "OUT", "./cmd/rpmemfs"}},
 		{"lab/rpmemctl", static, []string{"go", "build", "-ldflags=-s -w", "-o", "OUT", "./cmd/rpmemctl"}},
 		{"lab/bank", nil, []string{"gcc", "-std=c11", "-O2", "-static", "-o", "OUT", "examples/bank/bank.c"}},
+		{"lab/epochs", nil, []string{"gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-static", "-o", "OUT", "tests/lab/c/epochs.c"}},
+		{"lab/tsc", nil, []string{"gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-o", "OUT", "tests/lab/c/tsc.c"}},
 		{"lab/flush", nil, append([]string{"gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-o", "OUT", "tests/lab/c/flush.c"}, l.rdmaFlags("-libverbs", "-lrdmacm")...)},
 	} {
 		out := filepath.Join(l.dir, filepath.Base(b.name))
@@ -45,7 +49,32 @@ func (l *lab) build(ctx context.Context) (map[string]string, error) {
 		files[b.name] = out
 	}
 	_ = env
-	return files, nil
+	ticks, err := exec.CommandContext(ctx, files["lab/tsc"]).Output()
+	if err == nil {
+		l.tsc, err = strconv.Atoi(strings.TrimSpace(string(ticks)))
+	}
+	return files, errors.Join(err, l.certify(ctx, files))
+}
+
+// certify makes certificates of the nodes and adds them to files.
+func (l *lab) certify(ctx context.Context, files map[string]string) error {
+	pki := filepath.Join(l.dir, "pki")
+	for _, args := range [][]string{
+		{"init", pki},
+		{"issue", pki, "node", "--host", nodeHost},
+		{"issue", pki, "c", "--share", "bank"},
+	} {
+		out, err := exec.CommandContext(ctx, files["lab/rpmemctl"], append([]string{"pki"}, args...)...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("rpmemctl pki %s: %w: %s", args[0], err, out)
+		}
+	}
+	return filepath.WalkDir(pki, func(path string, d os.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			files["pki"+strings.TrimPrefix(path, pki)] = path
+		}
+		return err
+	})
 }
 
 // rdmaEnvironment returns the environment in which cgo finds the guests' rdma-core.

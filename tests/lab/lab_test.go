@@ -45,6 +45,7 @@ type lab struct {
 	kernel   string
 	initrd   string
 	userland string
+	tsc      int // ticks in a millisecond
 }
 
 // patience is how long the lab waits for anything in a guest. Emulated machines are

@@ -18,7 +18,8 @@ type archive struct {
 
 const (
 	modeDir     = 0o040755
-	modeProgram = 0o100755
+	modeRegular = 0o100000
+	modeProgram = modeRegular | 0o755
 	modeLink    = 0o120777
 	modeConsole = 0o020600
 )

@@ -134,7 +134,7 @@ func (s Spec) copyUserland(u *userland) error {
 }
 
 // Boot writes an initramfs that has files, from guest path to host path, besides what b
-// has.
+// has. Their modes are those on the host.
 func (b Base) Boot(path string, files map[string]string) error {
 	return writeFile(path, func(w io.Writer) error {
 		base, err := os.Open(b.Initrd)
@@ -151,7 +151,11 @@ func (b Base) Boot(path string, files map[string]string) error {
 			if err != nil {
 				return err
 			}
-			a.file(name, content)
+			st, err := os.Stat(from)
+			if err != nil {
+				return err
+			}
+			a.add(name, modeRegular|int(st.Mode().Perm()), content, 0, 0)
 		}
 		return a.close()
 	})

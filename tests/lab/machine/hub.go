@@ -22,8 +22,17 @@ type Hub struct {
 
 	mu    sync.Mutex
 	ports map[*port]bool
-	owner map[[6]byte]*port // which port a card was last seen at
+	owner map[card]*port // which port a card was last seen at
+	sent  map[card]int   // RDMA packets with at least a page of payload
 }
+
+// A card is the hardware address of a network card.
+type card [6]byte
+
+// cardOf is the address of the card that is number n of a hub.
+func cardOf(n int) card { return card{0x52, 0x54, 0, 0, 0, byte(n)} }
+
+func (c card) String() string { return net.HardwareAddr(c[:]).String() }
 
 // A port is where a machine is connected.
 type port struct {
@@ -40,7 +49,7 @@ func NewHub(path string) (*Hub, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Hub{listener: l, ports: map[*port]bool{}, owner: map[[6]byte]*port{}}
+	h := &Hub{listener: l, ports: map[*port]bool{}, owner: map[card]*port{}, sent: map[card]int{}}
 	h.wg.Go(h.accept)
 	return h, nil
 }
@@ -84,10 +93,13 @@ func (h *Hub) receive(p *port) {
 // forward queues a frame for the card that it is meant for, or for all others while it
 // is not known where that is.
 func (h *Hub) forward(from *port, frame []byte) {
-	to, source := [6]byte(frame[4:10]), [6]byte(frame[10:16])
+	to, source := card(frame[4:10]), card(frame[10:16])
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.owner[source] = from
+	if bulk(frame[4:]) {
+		h.sent[source]++
+	}
 	if p := h.owner[to]; p != nil {
 		p.offer(frame)
 		return
@@ -97,6 +109,21 @@ func (h *Hub) forward(from *port, frame []byte) {
 			p.offer(frame)
 		}
 	}
+}
+
+// bulk tells whether a frame is an RDMA packet (RoCE v2: UDP to port 4791) that carries
+// data of pages.
+func bulk(frame []byte) bool {
+	const udp = 14 + 20 // behind Ethernet's header and IPv4's, which has no options here
+	return len(frame) > 1024 && frame[12] == 0x08 && frame[13] == 0x00 && frame[23] == 17 &&
+		binary.BigEndian.Uint16(frame[udp+2:]) == 4791
+}
+
+// Bulk is how many RDMA packets with data of pages a card has sent.
+func (h *Hub) Bulk(n int) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sent[cardOf(n)]
 }
 
 func (p *port) offer(frame []byte) {

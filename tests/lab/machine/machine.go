@@ -56,6 +56,7 @@ type Config struct {
 	Disk       string // file behind /dev/vda
 
 	Memory int // MiB
+	TSC    int // ticks of the host's time stamp counter in a millisecond
 }
 
 // A Machine is a running guest.
@@ -158,7 +159,8 @@ func (m *Machine) run() error {
 
 func arguments(cfg Config, socket string) []string {
 	kernel := []string{
-		"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "nokaslr", "no_timer_check", "tsc=reliable",
+		"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "nokaslr", "no_timer_check",
+		"tsc=reliable", fmt.Sprintf("tsc_early_khz=%d", cfg.TSC), // see ../c/tsc.c
 		"random.trust_cpu=on", "audit=0", "apparmor=0", "selinux=0", "cryptomgr.notests", "net.ifnames=0",
 		wire.ArgName + cfg.Name,
 	}
@@ -180,7 +182,7 @@ func arguments(cfg Config, socket string) []string {
 	if cfg.Hub != "" {
 		devices = append(devices,
 			"-netdev", "stream,id=net,server=off,addr.type=unix,addr.path="+cfg.Hub,
-			"-device", fmt.Sprintf("virtio-net-pci,netdev=net,mac=52:54:00:00:00:%02x,romfile=", cfg.Card))
+			"-device", fmt.Sprintf("virtio-net-pci,netdev=net,mac=%v,romfile=", cardOf(cfg.Card)))
 	}
 	return append([]string{
 		"-accel", "tcg,thread=multi,tb-size=128", "-cpu", "max,la57=off", "-smp", "1", "-machine", chipset, "-m", memory,

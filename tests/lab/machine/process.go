@@ -61,10 +61,13 @@ func (m *Machine) Run(ctx context.Context, argv ...string) (string, error) {
 func (p *Process) Output(ctx context.Context) (string, error) {
 	status, err := p.Wait(ctx)
 	if err == nil && status != 0 {
-		err = fmt.Errorf("%s: %s: exit status %d:\n%s", p.m.Name, p.name, status, p.text())
+		err = fmt.Errorf("%s: exit status %d:\n%s", p, status, p.text())
 	}
 	return p.Stdout(), err
 }
+
+// String is the command.
+func (p *Process) String() string { return p.m.Name + ": " + p.name }
 
 // take changes the process as a reply says.
 func (p *Process) take(r wire.Reply) {
@@ -91,7 +94,7 @@ func (p *Process) until(ctx context.Context, done func() bool) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("%s: %s: %w; so far:\n%s", p.m.Name, p.name, context.Cause(ctx), p.text())
+			return fmt.Errorf("%s: %w; so far:\n%s", p, context.Cause(ctx), p.text())
 		}
 	}
 }
@@ -105,7 +108,7 @@ func (p *Process) Wait(ctx context.Context) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.failed != "" {
-		return 0, fmt.Errorf("%s: %w: %s", p.name, ErrGone, p.failed)
+		return 0, fmt.Errorf("%s: %w: %s", p, ErrGone, p.failed)
 	}
 	return p.status, nil
 }
@@ -121,7 +124,7 @@ func (p *Process) Match(ctx context.Context, pattern *regexp.Regexp) ([]string, 
 		return match != nil || ended
 	})
 	if err == nil && match == nil {
-		err = fmt.Errorf("%s: %s: ended without a match of %s:\n%s", p.m.Name, p.name, pattern, p.text())
+		err = fmt.Errorf("%s: ended without a match of %s:\n%s", p, pattern, p.text())
 	}
 	return match, err
 }
@@ -135,7 +138,7 @@ func (p *Process) Lines(ctx context.Context, n int) (int, error) {
 		return lines >= n || ended
 	})
 	if err == nil && lines < n {
-		err = fmt.Errorf("%s: %s: ended after %d lines, want %d:\n%s", p.m.Name, p.name, lines, n, p.text())
+		err = fmt.Errorf("%s: ended after %d lines, want %d:\n%s", p, lines, n, p.text())
 	}
 	return lines, err
 }

@@ -1,0 +1,179 @@
+package verbs
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/region"
+)
+
+const (
+	// chunk is how much of the pool is registered at once, at most, and its alignment.
+	chunk = 256 << 20
+	// maxMappings bounds the MRs of a connection.
+	maxMappings = 1024
+)
+
+// A window is what one connection reaches of the pool: MRs in a domain of its own, so
+// that their rkeys are worth nothing to others.
+//
+// It begins without a queue pair, has one from attach on, and ends for good. mu is held
+// while MRs and the queue pair are made and destroyed: whoever returns from Revoke or End
+// knows that it is done.
+type window struct {
+	session Session // immutable, as all up to mu
+	mem     []byte
+	access  Access
+	domain  Domain
+	log     *slog.Logger
+
+	mu       sync.Mutex
+	queue    Queue
+	mappings []mapping
+	ended    bool
+}
+
+var _ rdmacache.Window = (*window)(nil)
+
+// A mapping is an MR over the bytes of the pool from start up to end.
+type mapping struct {
+	start, end int64
+	mr         MR
+}
+
+func (m *mapping) covers(start, end int64) bool { return m.start <= start && end <= m.end }
+
+// attach gives the window its queue pair, or closes that if the window has ended.
+func (w *window) attach(q Queue) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended {
+		return errors.Join(errSuperseded, q.Close())
+	}
+	w.queue = q
+	return nil
+}
+
+// reach makes the surroundings of byte off reachable, and says where they are.
+func (w *window) reach(off int64) (extent, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended {
+		return extent{}, errSuperseded
+	}
+	start, end, err := w.session.Extent(off)
+	switch {
+	case errors.Is(err, rdmacache.ErrFenced), errors.Is(err, region.ErrNoSpace):
+		return extent{}, err
+	case err != nil:
+		return extent{}, &refusal{codeRange, err.Error()}
+	}
+	start, end = max(start, off&^(chunk-1)), min(end, off&^(chunk-1)+chunk)
+	if start < 0 || off < start || off >= end || end > int64(len(w.mem)) {
+		return extent{}, &refusal{codeRange, fmt.Sprintf("byte %d is not in memory", off)}
+	}
+	for i := range w.mappings {
+		if m := &w.mappings[i]; m.covers(start, end) {
+			return m.extent(start, end), nil
+		}
+	}
+	if err := w.makeRoom(start, end); err != nil {
+		return extent{}, err
+	}
+	mr, err := w.domain.Register(w.mem[start:end:end], w.access)
+	if errors.Is(err, unix.ENOSPC) {
+		err = fmt.Errorf("%w: %w", region.ErrNoSpace, err)
+	}
+	if err != nil {
+		return extent{}, fmt.Errorf("register bytes %d to %d: %w", start, end, err)
+	}
+	w.mappings = append(w.mappings, mapping{start, end, mr})
+	return w.mappings[len(w.mappings)-1].extent(start, end), nil
+}
+
+// extent is what the client is told of a part of the mapping.
+func (m *mapping) extent(start, end int64) extent {
+	return extent{start: start, end: end, address: m.mr.Address() + uint64(start-m.start), rkey: m.mr.RKey()}
+}
+
+// makeRoom deregisters what others cover, or the bytes from start up to end will, if
+// there are many mappings.
+func (w *window) makeRoom(start, end int64) error {
+	if len(w.mappings) < maxMappings {
+		return nil
+	}
+	all := slices.Clone(w.mappings)
+	w.remove(func(m *mapping) bool {
+		if start <= m.start && m.end <= end {
+			return true
+		}
+		return slices.ContainsFunc(all, func(x mapping) bool { return x.covers(m.start, m.end) && x.end-x.start > m.end-m.start })
+	})
+	if len(w.mappings) >= maxMappings {
+		return &refusal{codeStale, fmt.Sprintf("%d parts of the pool are registered", len(w.mappings))}
+	}
+	return nil
+}
+
+// remove deregisters the mappings that which says. Where that fails the queue pair goes:
+// without it nobody reaches them. mu is held.
+func (w *window) remove(which func(*mapping) bool) {
+	var failed error
+	kept := w.mappings[:0]
+	for i := range w.mappings {
+		m := w.mappings[i]
+		if !which(&m) {
+			kept = append(kept, m)
+		} else if err := m.mr.Close(); err != nil {
+			failed = errors.Join(failed, fmt.Errorf("deregister bytes %d to %d: %w", m.start, m.end, err))
+		}
+	}
+	clear(w.mappings[len(kept):])
+	w.mappings = kept
+	if failed != nil {
+		w.log.Error("RDMA access cannot be revoked; the connection ends", "err", failed)
+		w.ended = true
+		w.cut()
+	}
+}
+
+// cut destroys the queue pair. mu is held.
+func (w *window) cut() {
+	if w.queue == nil {
+		return
+	}
+	if err := w.queue.Close(); err != nil {
+		w.log.Error("RDMA queue pair cannot be destroyed", "err", err)
+	}
+	w.queue = nil
+}
+
+// holds says that n bytes from off are in one mapping.
+func (w *window) holds(p place) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.ContainsFunc(w.mappings, func(m mapping) bool { return m.covers(p.off, p.end()) })
+}
+
+// Revoke ends access to the bytes from start up to end. The client finds out when it
+// uses what it was told: its queue pair breaks, and it connects anew.
+func (w *window) Revoke(start, end int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.remove(func(m *mapping) bool { return m.start < end && start < m.end })
+}
+
+// End ends all access. Nothing of the client arrives when it returned.
+func (w *window) End() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = true
+	w.cut()
+	w.remove(func(*mapping) bool { return true })
+}

@@ -296,3 +296,22 @@ func BenchmarkPmem(b *testing.B) {
 		}
 	})
 }
+
+// Persist flushes exactly what it was asked for, whoever stored it.
+func TestPmemPersist(t *testing.T) {
+	const size = 1 << 20
+	m, _ := mapTmpfs(t, size)
+	flushed := recorder(m)
+	copy(m.Bytes()[5000:], "stored from outside")
+	if err := m.Persist(5000, 19); err != nil {
+		t.Fatal(err)
+	}
+	if len(*flushed) != 19 || !(*flushed)[5000] || !(*flushed)[5018] {
+		t.Errorf("%d bytes flushed, want those from 5000 to 5018", len(*flushed))
+	}
+	for _, x := range []struct{ off, n int64 }{{-1, 1}, {size, 1}, {size - 1, 2}, {0, -1}, {0, 1 << 62}} {
+		if err := m.Persist(x.off, x.n); !errors.Is(err, ErrRange) {
+			t.Errorf("Persist(%d, %d) = %v, want ErrRange", x.off, x.n, err)
+		}
+	}
+}

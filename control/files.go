@@ -51,8 +51,9 @@ func (s *Server) Status(ctx context.Context, _ *controlpb.StatusRequest) (*contr
 		MediumBytesWritten: st.Traffic.BytesWritten,
 		MediumFlushes:      st.Traffic.Flushes,
 
-		Lease:    lease,
-		Attached: s.attached(ctx),
+		Lease:     lease,
+		Transport: text(s.info.Transport),
+		Attached:  s.attached(ctx),
 	}, nil
 }
 

@@ -42,6 +42,7 @@ type poolJSON struct {
 	OwnerUID        uint32 `json:"owner_uid"`
 	Started         string `json:"started"`
 	Medium          string `json:"medium"`
+	Transport       string `json:"transport,omitempty"` // to a memory node
 	Volatile        bool   `json:"volatile"`
 	ReadOnly        bool   `json:"read_only"`
 	Generation      uint64 `json:"generation"`
@@ -150,7 +151,7 @@ func (a *app) poolStatus(ctx context.Context, path string) (*poolJSON, error) {
 		PagesCommitted: s.GetPagesCommitted(), BytesCommitted: s.GetPagesCommitted() * region.PageSize,
 		PagesUnchanged: s.GetPagesUnchanged(),
 		MediumWritten:  s.GetMediumBytesWritten(), MediumFlushes: s.GetMediumFlushes(),
-		Lease: leaseOf(s), Attached: attachedFiles(s),
+		Transport: s.GetTransport(), Lease: leaseOf(s), Attached: attachedFiles(s),
 	}, nil
 }
 
@@ -196,6 +197,7 @@ func (a *app) printPool(w io.Writer, s poolJSON) {
 		"mounted on", mounted,
 		"served by", served,
 		"medium", medium,
+		"transport", clean(s.Transport),
 		"space", fmt.Sprintf("%s of %s used, %s free", size(used), size(s.SizeBytes), size(s.FreeBytes)),
 		"files", fmt.Sprintf("%s, %d open by %s", plural(s.Inodes, "inode"), s.OpenFiles, plural(s.OpenHandles, "handle")),
 		"open epochs", plural(s.DirtyPages, "dirty page"),

@@ -261,8 +261,9 @@ type StatusResponse struct {
 	PagesUnchanged     uint64                 `protobuf:"varint,24,opt,name=pages_unchanged,json=pagesUnchanged,proto3" json:"pages_unchanged,omitempty"` // that arrived but equal what was there
 	MediumBytesWritten uint64                 `protobuf:"varint,25,opt,name=medium_bytes_written,json=mediumBytesWritten,proto3" json:"medium_bytes_written,omitempty"`
 	MediumFlushes      uint64                 `protobuf:"varint,26,opt,name=medium_flushes,json=mediumFlushes,proto3" json:"medium_flushes,omitempty"`
-	Lease              *Lease                 `protobuf:"bytes,27,opt,name=lease,proto3" json:"lease,omitempty"`       // of a share of a memory node; absent for a pool of its own
-	Attached           []*AttachedFile        `protobuf:"bytes,40,rep,name=attached,proto3" json:"attached,omitempty"` // by inode number
+	Lease              *Lease                 `protobuf:"bytes,27,opt,name=lease,proto3" json:"lease,omitempty"`         // of a share of a memory node; absent for a pool of its own
+	Transport          string                 `protobuf:"bytes,28,opt,name=transport,proto3" json:"transport,omitempty"` // to a memory node: "tcp", "tcp, TLS", "rdma, persistent by flush"; empty: none
+	Attached           []*AttachedFile        `protobuf:"bytes,40,rep,name=attached,proto3" json:"attached,omitempty"`   // by inode number
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -484,6 +485,13 @@ func (x *StatusResponse) GetLease() *Lease {
 		return x.Lease
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
 }
 
 func (x *StatusResponse) GetAttached() []*AttachedFile {
@@ -2791,7 +2799,7 @@ const file_control_proto_rawDesc = "" +
 	"\rcontrol.proto\x12\x12rpmemfs.control.v1\"A\n" +
 	"\vErrorDetail\x122\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x1a.rpmemfs.control.v1.ReasonR\x06reason\"\x0f\n" +
-	"\rStatusRequest\"\xb6\a\n" +
+	"\rStatusRequest\"\xd4\a\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x03R\x03pid\x12\x1b\n" +
@@ -2828,7 +2836,8 @@ const file_control_proto_rawDesc = "" +
 	"\x0fpages_unchanged\x18\x18 \x01(\x04R\x0epagesUnchanged\x120\n" +
 	"\x14medium_bytes_written\x18\x19 \x01(\x04R\x12mediumBytesWritten\x12%\n" +
 	"\x0emedium_flushes\x18\x1a \x01(\x04R\rmediumFlushes\x12/\n" +
-	"\x05lease\x18\x1b \x01(\v2\x19.rpmemfs.control.v1.LeaseR\x05lease\x12<\n" +
+	"\x05lease\x18\x1b \x01(\v2\x19.rpmemfs.control.v1.LeaseR\x05lease\x12\x1c\n" +
+	"\ttransport\x18\x1c \x01(\tR\ttransport\x12<\n" +
 	"\battached\x18( \x03(\v2 .rpmemfs.control.v1.AttachedFileR\battached\"G\n" +
 	"\x05Lease\x12\x14\n" +
 	"\x05share\x18\x01 \x01(\tR\x05share\x12\x14\n" +

@@ -71,7 +71,7 @@ status       pools: [{pool, mountpoint, pid, version, owner_uid, started, medium
              open_handles, dirty_pages, poisoned_files, on_close, commits,
              rollbacks, rolled_back_pages, failed_closes, pages_committed,
              bytes_committed, pages_unchanged (that arrived but equal what was there),
-             medium_bytes_written, medium_flushes, lease*: {share, lasts_ns, lost*
+             medium_bytes_written, medium_flushes, transport* (to a memory node), lease*: {share, lasts_ns, lost*
              (why)}, error*}]; what counts does so since the daemon's start, the medium's without the directory
 share ls     shares: [{name, ino, quota_bytes*, used_bytes, lease*}]
 share make, share quota
@@ -83,4 +83,5 @@ pki init, pki issue, pki show
              certificates: [{path, name, use ("authority", "server", "client", "other"),
              hosts*, shares*, shares_ro* (beside the share of its name), all*,
              not_before, not_after, serial, expired, error*}]
+doctor       ok (nothing to fix), findings: [{area, level ("ok", "note", "fix"), what, do*}]
 version      version, go, platform`

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/rpmemfs/rpmemfs/internal/doctor"
 )
 
 // Every command tells people what it does, with an example that names it.
@@ -40,7 +42,7 @@ func TestHelpNamesFields(t *testing.T) {
 		fileJSON{}, listJSON{}, checkpointJSON{}, commitAllJSON{}, checkpointsJSON{}, keptCheckpointJSON{}, removedJSON{},
 		rollbackJSON{}, refreshJSON{}, refreshedJSON{}, restoreJSON{}, exportJSON{}, checkJSON{}, problemJSON{}, statusJSON{}, poolJSON{}, versionJSON{},
 		heapCheckJSON{}, heapProblemJSON{}, heapStatJSON{}, heapClassJSON{}, heapSpansJSON{},
-		certificatesJSON{}, certificateJSON{}, sharesJSON{}, shareJSON{}, changedShareJSON{}, leasesJSON{}, shareLeaseJSON{}, endedJSON{},
+		certificatesJSON{}, certificateJSON{}, sharesJSON{}, shareJSON{}, changedShareJSON{}, leasesJSON{}, doctorJSON{}, doctor.Finding{}, shareLeaseJSON{}, endedJSON{},
 	} {
 		typ := reflect.TypeOf(v)
 		for i := range typ.NumField() {

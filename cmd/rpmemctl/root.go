@@ -52,7 +52,7 @@ func newRoot(a *app) *cobra.Command {
 	add("epochs", newCheckpoint(a), newCheckpoints(a), newRollback(a), newRestore(a), newRefresh(a), newRun(a))
 	add("pool", newCheck(a), newStatus(a))
 	add("node", newShare(a), newLease(a), newPki(a))
-	root.AddCommand(newVersion(a))
+	root.AddCommand(newDoctor(a), newVersion(a))
 	root.AddCommand(helpTopics()...)
 	return root
 }

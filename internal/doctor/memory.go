@@ -1,0 +1,121 @@
+package doctor
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const areaMemory = "memory"
+
+// persistentMemory looks for memory that keeps its content, and how it can be used.
+func persistentMemory(h Host) []Finding {
+	var f []Finding
+	for _, d := range h.glob("sys/bus/dax/devices/dax*") {
+		name := filepath.Base(d)
+		if driver := h.glob(filepath.Join(d, "driver", "module", "drivers", "dax:kmem")); len(driver) > 0 {
+			f = append(f, Finding{areaMemory, Note, name + " is ordinary memory of the system (kmem)",
+				"to use it for a pool: daxctl reconfigure-device --mode=devdax " + name})
+			continue
+		}
+		f = append(f, Finding{areaMemory, OK, fmt.Sprintf("device-dax /dev/%s: RDMA devices can reach it; serve --device /dev/%s", name, name), ""})
+	}
+	for _, m := range strings.Split(h.read("proc/self/mountinfo"), "\n") {
+		if fields := strings.Fields(m); len(fields) > 4 && isDAX(m) {
+			f = append(f, Finding{areaMemory, OK, "DAX file system on " + fields[4] + ": a pool there is persistent memory", ""},
+				Finding{areaMemory, Note, "RDMA devices do not reach files on " + fields[4] + ": the memory node's processor stores what they send",
+					"for RDMA use device-dax"})
+		}
+	}
+	for _, n := range h.glob("sys/bus/nd/devices/namespace*/mode") {
+		if mode := h.read(n); mode == "raw" && h.read(filepath.Join(filepath.Dir(n), "size")) != "0" {
+			name := filepath.Base(filepath.Dir(n))
+			f = append(f, Finding{areaMemory, Note, name + " is in raw mode, which has no DAX",
+				"ndctl create-namespace -f -e " + name + " --mode=devdax   (what it holds is lost)"})
+		}
+	}
+	for _, r := range h.glob("sys/bus/nd/devices/region*/persistence_domain") {
+		name := filepath.Base(filepath.Dir(r))
+		switch domain := h.read(r); domain {
+		case "cpu_cache":
+			f = append(f, Finding{areaMemory, OK, name + ": power loss spares the processor's caches (eADR)", "serve --rdma may say --persistence eadr"})
+		case "memory_controller":
+			f = append(f, Finding{areaMemory, OK, name + ": power loss spares what reached the memory controller (ADR)",
+				"whether DDIO is off, no program can tell: see docs/rdma.md before you say --persistence adr-no-ddio"})
+		}
+	}
+	if len(f) == 0 {
+		f = append(f, Finding{areaMemory, Note, "no persistent memory: pools are files, and a commit waits for a disk", ""})
+	}
+	return append(f, flushInstruction(h))
+}
+
+// isDAX says whether a line of mountinfo is a DAX mount: super options follow the dash.
+func isDAX(line string) bool {
+	_, super, ok := strings.Cut(line, " - ")
+	fields := strings.Fields(super)
+	if !ok || len(fields) < 3 {
+		return false
+	}
+	for _, o := range strings.Split(fields[2], ",") {
+		if o == "dax" || o == "dax=always" {
+			return true
+		}
+	}
+	return false
+}
+
+func flushInstruction(h Host) Finding {
+	_, flags, _ := strings.Cut(h.read("proc/cpuinfo"), "flags")
+	flags, _, _ = strings.Cut(flags, "\n")
+	for _, f := range []string{"clwb", "clflushopt", "clflush"} {
+		for _, have := range strings.Fields(flags) {
+			if have == f {
+				level, do := OK, ""
+				if f != "clwb" {
+					level, do = Note, "processors with CLWB keep the lines that they write back"
+				}
+				return Finding{areaMemory, level, "the processor writes caches back by " + strings.ToUpper(f), do}
+			}
+		}
+	}
+	return Finding{areaMemory, Note, "the processor has no known instruction to write a cache line back: DAX is not used", ""}
+}
+
+// wantLocked is what a mount over RDMA registers at least.
+const wantLocked = 64 << 20
+
+// memoryLimit looks at how much memory may be registered.
+func memoryLimit(h Host) []Finding {
+	if len(h.RDMA) == 0 {
+		return nil
+	}
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &l); err != nil {
+		return []Finding{{areaRDMA, Note, "the limit of locked memory is unknown: " + err.Error(), ""}}
+	}
+	switch {
+	case capIPCLock(h):
+		return []Finding{{areaRDMA, OK, "any amount of memory may be registered (CAP_IPC_LOCK)", ""}}
+	case l.Cur == unix.RLIM_INFINITY:
+		return []Finding{{areaRDMA, OK, "any amount of memory may be registered (memlock is unlimited)", ""}}
+	case l.Cur < wantLocked:
+		return []Finding{{areaRDMA, Bad, fmt.Sprintf("only %d KiB of memory may be registered", l.Cur>>10),
+			"raise memlock: LimitMEMLOCK=infinity in the unit, or /etc/security/limits.conf; a memory node registers what its clients use"}}
+	}
+	return []Finding{{areaRDMA, Note, fmt.Sprintf("%d MiB of memory may be registered: a mount needs less, a memory node registers what its clients use", l.Cur>>20),
+		"for a memory node: LimitMEMLOCK=infinity"}}
+}
+
+// capIPCLock says whether this process may lock any amount of memory.
+func capIPCLock(h Host) bool {
+	const capability = 14
+	_, after, ok := strings.Cut(h.read("proc/self/status"), "CapEff:")
+	var mask uint64
+	if _, err := fmt.Sscanf(strings.TrimSpace(after), "%x", &mask); !ok || err != nil {
+		return false
+	}
+	return mask>>capability&1 == 1
+}

@@ -9,8 +9,11 @@ import (
 // dataSessions is the sessions as the data path knows them.
 type dataSessions struct {
 	manager *manager
-	flushed func(time.Duration) // nil: nobody asks
+	flushed *flushes
 }
+
+// flushes tells somebody how long they took.
+type flushes struct{ tell func(time.Duration) } // nil: nobody asks
 
 var _ tcp.Sessions = dataSessions{}
 
@@ -26,13 +29,16 @@ func (d dataSessions) Session(t [32]byte) (tcp.Session, error) {
 	return dataSession{s.fence, s, token(t).readOnly(), d.flushed}, nil
 }
 
-// A dataSession is one data connection's right to a share.
+// A dataSession is a data connection's right to a share. Those of one session are equal.
 type dataSession struct {
 	fence
 	session  *session
 	readOnly bool
-	flushed  func(time.Duration)
+	flushed  *flushes
 }
+
+// ReadOnly says that WriteAt is refused.
+func (d dataSession) ReadOnly() bool { return d.readOnly }
 
 // Done is closed when the session is over.
 func (d dataSession) Done() <-chan struct{} { return d.session.life.Done() }
@@ -46,11 +52,18 @@ func (d dataSession) WriteAt(p []byte, off int64) error {
 }
 
 // Flush is that of the fence, and its time is told.
-func (d dataSession) Flush() error {
+func (d dataSession) Flush() error { return d.timed(d.fence.Flush) }
+
+// Persist is that of the fence, and its time is told.
+func (d dataSession) Persist(off, n int64) error {
+	return d.timed(func() error { return d.fence.Persist(off, n) })
+}
+
+func (d dataSession) timed(flush func() error) error {
 	began := time.Now()
-	err := d.fence.Flush()
-	if d.flushed != nil && err == nil {
-		d.flushed(time.Since(began))
+	err := flush()
+	if d.flushed.tell != nil && err == nil {
+		d.flushed.tell(time.Since(began))
 	}
 	return err
 }

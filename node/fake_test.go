@@ -133,6 +133,14 @@ func (f *fakeFence) ReadAt(p []byte, off int64) error { return f.WriteAt(p, off)
 func (f *fakeFence) Flush() error                     { return f.WriteAt(nil, 0) }
 func (f *fakeFence) Medium() rdmacache.Medium         { return rdmacache.Medium{Kind: "fake"} }
 
+func (f *fakeFence) Bytes() []byte                 { return nil }
+func (f *fakeFence) Persist(int64, int64) error    { return f.WriteAt(nil, 0) }
+func (f *fakeFence) Expose(rdmacache.Window) error { return f.WriteAt(nil, 0) }
+func (f *fakeFence) Withdraw(rdmacache.Window)     {}
+func (f *fakeFence) Extent(off int64) (start, end int64, err error) {
+	return off, off + 1, f.WriteAt(nil, 0)
+}
+
 func (f *fakeFence) End() {
 	close(f.ended)
 	f.gate <- struct{}{} // waits for the access under way

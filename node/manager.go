@@ -277,11 +277,16 @@ func (m *manager) findToken(t token) (*session, error) {
 		}
 		return nil, fenced("no such session; the memory node may have restarted since it ended")
 	}
+	return s, m.usable(s)
+}
+
+// usable returns why a session is over, if it is. mu is held.
+func (m *manager) usable(s *session) error {
 	// The timer may be late.
 	if s.state != live || !m.stopped && m.overdue(s) {
-		return nil, s.why
+		return s.why
 	}
-	return s, nil
+	return nil
 }
 
 // close ends the session of its own accord, and waits until it is over or ctx is

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strconv"
 	"time"
 
 	"google.golang.org/grpc"
@@ -25,6 +26,7 @@ import (
 	"github.com/rpmemfs/rpmemfs/memnode"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
 	"github.com/rpmemfs/rpmemfs/rdmacache/tcp"
+	"github.com/rpmemfs/rpmemfs/rdmacache/verbs"
 )
 
 // What a lease may last.
@@ -59,8 +61,12 @@ type Config struct {
 	TLS *tls.Config
 	// Lease is how long a lease lasts if its holder does not say; 0 is
 	// DefaultLease.
-	Lease   time.Duration
-	Version string // of the program
+	Lease time.Duration
+	// RDMA takes connections of the RDMA data path; nil: there is none. Run closes it.
+	RDMA verbs.Listener
+	// Persistence is what the operator knows of writes over RDMA.
+	Persistence verbs.Persistence
+	Version     string // of the program
 	// Flushed is told how long each flush of a data connection took; nil: nobody is.
 	Flushed func(time.Duration)
 	Log     *slog.Logger // nil discards
@@ -74,6 +80,8 @@ type Server struct {
 	log      *slog.Logger
 	sessions *manager
 	pins     *pins
+	tokens   *tokens
+	flushes  flushes
 	checking chan struct{} // full while a Check runs
 	dataPort uint32        // set by Run before it serves
 
@@ -94,6 +102,8 @@ func NewServer(cfg Config) *Server {
 		cfg:      cfg,
 		log:      cfg.Log,
 		sessions: sessions,
+		tokens:   newTokens(),
+		flushes:  flushes{cfg.Flushed},
 		pins:     newPins(cfg.Pool, sessions, cfg.Log),
 		checking: make(chan struct{}, 1),
 	}
@@ -109,7 +119,11 @@ func NewServer(cfg Config) *Server {
 // flushed.
 func (s *Server) Run(ctx context.Context, control, data net.Listener) error {
 	if err := s.sessions.restore(context.WithoutCancel(ctx)); err != nil {
-		return errors.Join(err, control.Close(), data.Close())
+		err = errors.Join(err, control.Close(), data.Close())
+		if s.cfg.RDMA != nil {
+			err = errors.Join(err, s.cfg.RDMA.Close())
+		}
+		return err
 	}
 	s.dataPort = portOf(data.Addr())
 	if s.cfg.TLS != nil {
@@ -125,7 +139,15 @@ func (s *Server) Run(ctx context.Context, control, data net.Listener) error {
 	moved := make(chan error, 1)
 	go func() {
 		defer cancel()
-		moved <- tcp.Serve(ctx, data, dataSessions{s.sessions, s.cfg.Flushed}, tcp.ServerConfig{Strangers: s.strangers, Log: s.log})
+		moved <- tcp.Serve(ctx, data, s.data(), tcp.ServerConfig{Strangers: s.strangers, Log: s.log})
+	}()
+	direct := make(chan error, 1)
+	go func() {
+		err := s.serveRDMA(ctx)
+		if err != nil {
+			cancel()
+		}
+		direct <- err
 	}()
 	var err error
 	select {
@@ -141,6 +163,7 @@ func (s *Server) Run(ctx context.Context, control, data net.Listener) error {
 	if dataErr := <-moved; dataErr != nil && !errors.Is(dataErr, context.Canceled) {
 		err = errors.Join(err, fmt.Errorf("node: data path: %w", dataErr))
 	}
+	err = errors.Join(err, <-direct)
 	// What was acknowledged is flushed; this is for the rest.
 	return errors.Join(err, s.cfg.Pool.Flush())
 }
@@ -157,6 +180,9 @@ func (s *Server) Stats() Stats {
 	}
 	return st
 }
+
+// data is the sessions as data paths know them.
+func (s *Server) data() dataSessions { return dataSessions{s.sessions, &s.flushes} }
 
 func (s *Server) newGRPC() *grpc.Server {
 	g := grpc.NewServer(
@@ -203,8 +229,13 @@ func (s *Server) stopGRPC(g *grpc.Server) error {
 }
 
 func portOf(addr net.Addr) uint32 {
-	if a, ok := addr.(*net.TCPAddr); ok {
-		return uint32(a.Port)
+	_, text, err := net.SplitHostPort(addr.String())
+	if err != nil {
+		return 0
 	}
-	return 0
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return 0
+	}
+	return uint32(port)
 }

@@ -60,6 +60,7 @@ func (s *Server) Open(ctx context.Context, req *nodepb.OpenRequest) (*nodepb.Ope
 		Generation: opened.lease.Generation,
 		Lease:      uint64(opened.lease.Timeout),
 		DataPort:   s.dataPort,
+		RdmaPort:   s.rdmaPort(),
 		SizeBytes:  (usage.Slots + 1) * region.PageSize, // and the header
 		Medium:     &nodepb.Medium{Kind: medium.Kind, Volatile: medium.Volatile},
 		Pool:       s.cfg.Pool.ID(),

@@ -42,7 +42,7 @@ func (t token) hash() tokenHash { return sha256.Sum256(t[:]) }
 // access, and every change by the view, fail with rdmacache.ErrFenced. It returns
 // when no access is under way; a change under way is committed before EndLease is.
 type fence interface {
-	rdmacache.Handler
+	rdmacache.Memory
 	End()
 }
 

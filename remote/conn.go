@@ -10,6 +10,7 @@ import (
 
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/rdmacache/tcp"
+	"github.com/rpmemfs/rpmemfs/rdmacache/verbs"
 )
 
 // A conn is the data path of a session. It is over when the session is, and the
@@ -25,27 +26,13 @@ type conn struct {
 
 // connect opens the data path on the port that the memory node named.
 func (p *Pool) connect(ctx context.Context, cfg Config, host string) error {
-	address := net.JoinHostPort(host, strconv.Itoa(int(p.opened.GetDataPort())))
-	security := cfg.TLS
-	if security != nil {
-		security = security.Clone()
-		if security.ServerName == "" {
-			security.ServerName = host
-		}
-	}
 	ctx, cancel := context.WithTimeout(ctx, answerIn)
 	defer cancel()
-	data, err := tcp.Dial(ctx, tcp.Config{
-		Connect: func(ctx context.Context) (net.Conn, error) {
-			if err := p.over(); err != nil {
-				return nil, err
-			}
-			return dialData(ctx, cfg, address, security)
-		},
-		Token:    [32]byte(p.token),
-		Patience: p.lease.length,
-		Log:      p.log,
-	})
+	dial := p.dialTCP
+	if cfg.NIC != nil {
+		dial = p.dialRDMA
+	}
+	data, err := dial(ctx, cfg, host)
 	if err != nil {
 		return err
 	}
@@ -59,9 +46,39 @@ func (p *Pool) connect(ctx context.Context, cfg Config, host string) error {
 	return over
 }
 
-// dialData makes a connection for the data path.
-func dialData(ctx context.Context, cfg Config, address string, security *tls.Config) (net.Conn, error) {
-	nc, err := cfg.Dial(ctx, "tcp", address)
+// dialTCP opens the data path over TCP.
+func (p *Pool) dialTCP(ctx context.Context, cfg Config, host string) (rdmacache.Conn, error) {
+	address := net.JoinHostPort(host, strconv.Itoa(int(p.opened.GetDataPort())))
+	p.transport = transportOf("tcp", cfg.TLS)
+	return p.dialStream(ctx, cfg.TLS, host, func(ctx context.Context) (net.Conn, error) { return cfg.Dial(ctx, "tcp", address) })
+}
+
+// dialStream opens the data path over connections that connect makes.
+func (p *Pool) dialStream(ctx context.Context, security *tls.Config, host string, connect func(context.Context) (net.Conn, error)) (rdmacache.Conn, error) {
+	if security != nil && security.ServerName == "" {
+		security = security.Clone()
+		security.ServerName = host
+	}
+	c, err := tcp.Dial(ctx, tcp.Config{
+		Connect: func(ctx context.Context) (net.Conn, error) {
+			if err := p.over(); err != nil {
+				return nil, err
+			}
+			return secured(ctx, connect, security)
+		},
+		Token:    [32]byte(p.token),
+		Patience: p.lease.length,
+		Log:      p.log,
+	})
+	if err != nil {
+		return nil, err // not a nil *tcp.Conn
+	}
+	return c, nil
+}
+
+// secured makes a connection, with TLS unless security is nil.
+func secured(ctx context.Context, connect func(context.Context) (net.Conn, error), security *tls.Config) (net.Conn, error) {
+	nc, err := connect(ctx)
 	if err != nil || security == nil {
 		return nc, err
 	}
@@ -71,6 +88,14 @@ func dialData(ctx context.Context, cfg Config, address string, security *tls.Con
 		return nil, err
 	}
 	return secure, nil
+}
+
+// transportOf is a transport for people.
+func transportOf(name string, security *tls.Config) string {
+	if security != nil {
+		name += ", TLS"
+	}
+	return name
 }
 
 func (c *conn) Read(ctx context.Context, b []byte, off int64) error {
@@ -115,7 +140,7 @@ func (c *conn) result(err error) error {
 	if err == nil {
 		return nil
 	}
-	if errors.Is(err, rdmacache.ErrFenced) || errors.Is(err, tcp.ErrLost) {
+	if errors.Is(err, rdmacache.ErrFenced) || errors.Is(err, tcp.ErrLost) || errors.Is(err, verbs.ErrLost) {
 		c.pool.end(fenced(err))
 	}
 	if over := c.pool.Err(); over != nil {

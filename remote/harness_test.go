@@ -12,6 +12,7 @@ import (
 	"github.com/rpmemfs/rpmemfs/memnode"
 	"github.com/rpmemfs/rpmemfs/node"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/rdmacache/verbs"
 	"github.com/rpmemfs/rpmemfs/remote"
 )
 
@@ -26,7 +27,9 @@ type memoryNode struct {
 	dir           string
 	lease         time.Duration
 	tls           *tls.Config
-	control, data string // addresses, the same after each start
+	control, data string    // addresses, the same after each start
+	nic           verbs.NIC // nil: no RDMA
+	rdma          string    // address, as those above
 
 	pool *memnode.Pool // while it runs
 	stop func()
@@ -43,7 +46,13 @@ func newNode(t testing.TB, lease time.Duration) *memoryNode {
 // create makes the pool and starts the memory node.
 func (n *memoryNode) create() {
 	n.Helper()
-	n.dir = filepath.Join(n.TempDir(), "pool")
+	if n.dir == "" {
+		n.dir = n.TempDir()
+	}
+	n.dir = filepath.Join(n.dir, "pool")
+	if n.nic != nil && n.rdma == "" {
+		n.rdma = "127.0.0.1:0"
+	}
 	if err := memnode.Create(n.dir, memnode.CreateOptions{SizeBytes: 64 << 20}); err != nil {
 		n.Fatal(err)
 	}
@@ -65,7 +74,14 @@ func (n *memoryNode) start() {
 	control, data := n.listen(&n.control), n.listen(&n.data)
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
-	server := node.NewServer(node.Config{Pool: pool, Lease: n.lease, TLS: n.tls})
+	cfg := node.Config{Pool: pool, Lease: n.lease, TLS: n.tls}
+	if n.nic != nil {
+		if cfg.RDMA, err = n.nic.Listen(n.rdma); err != nil {
+			n.Fatal(err)
+		}
+		n.rdma = cfg.RDMA.Addr().String()
+	}
+	server := node.NewServer(cfg)
 	go func() { done <- server.Run(ctx, control, data) }()
 	n.pool = pool
 	n.stop = func() {

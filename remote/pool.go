@@ -37,6 +37,7 @@ import (
 	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/rdmacache/verbs"
 	"github.com/rpmemfs/rpmemfs/region"
 )
 
@@ -56,6 +57,10 @@ type Config struct {
 	Lease    time.Duration // wanted; 0: as the memory node says
 	Holder   string        // who opens, for people: "host:/mountpoint"
 	Log      *slog.Logger  // nil discards
+	// NIC makes the connections of the data path, which is not encrypted then; nil: they
+	// are as those of the API.
+	NIC    verbs.NIC
+	Queues int // queue pairs of NIC; 0: a default
 	// Dial makes the connections, which TLS then encrypts; nil is TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -81,6 +86,8 @@ type Pool struct {
 	session  []byte
 	token    []byte
 	opened   *nodepb.OpenResponse
+	// transport is how the data path goes, for people; set before Dial returns.
+	transport string
 
 	lease    lease
 	calls    chan struct{} // holds an element for each call under way
@@ -242,6 +249,9 @@ func (p *Pool) ID() string { return p.opened.GetPool() }
 
 // Lease is how long the lease lasts without a word of ours.
 func (p *Pool) Lease() time.Duration { return p.lease.length }
+
+// Transport says how bytes go, for people: "tcp, TLS", "rdma, persistent by flush".
+func (p *Pool) Transport() string { return p.transport }
 
 // ReadOnly reports a session that cannot change anything.
 func (p *Pool) ReadOnly() bool { return p.opened.GetReadOnly() }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -100,6 +101,12 @@ func (o *options) setMountOption(opt string, sloppy bool) error {
 		o.allowOther = true
 	case "size":
 		return o.size.Set(value)
+	case "device":
+		o.device = value
+	case "queue_pairs", "queue-pairs":
+		n, err := strconv.Atoi(value)
+		o.queuePairs = n
+		return err
 	case "overlay":
 		return o.overlay.Set(value)
 	case "on_close", "on-close":
@@ -163,6 +170,7 @@ func (o *options) args() []string {
 	args = append(args, o.epochs.args()...)
 	for _, flag := range []struct{ name, value string }{
 		{"pki", o.tls.Pki}, {"cert", o.tls.Cert}, {"key", o.tls.Key}, {"ca", o.tls.CA}, {"metrics", o.metrics},
+		{"device", o.device},
 	} {
 		if flag.value != "" {
 			args = append(args, "--"+flag.name+"="+flag.value)
@@ -173,6 +181,9 @@ func (o *options) args() []string {
 	}
 	if o.lease != 0 {
 		args = append(args, "--lease="+o.lease.String())
+	}
+	if o.queuePairs != 0 {
+		args = append(args, "--queue-pairs="+strconv.Itoa(o.queuePairs))
 	}
 	if o.follow != 0 {
 		args = append(args, "--follow="+o.follow.String())

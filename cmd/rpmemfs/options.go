@@ -23,8 +23,10 @@ type options struct {
 	steal      bool
 	wait       time.Duration // for the lease
 	lease      time.Duration
+	queuePairs int      // of an RDMA mount; 0: a default
 	metrics    string   // address; empty: none
 	size       byteSize // of a new pool; 0: a default
+	device     string   // that holds a new pool's data; empty: a file
 	overlay    byteSize // memory of one file's open epoch; 0: a default
 	onClose    closeMode
 	epochs     epochOptions
@@ -58,7 +60,8 @@ file's attribute user.rpmemfs.interval sets another time, or 0 for none.
 A memory node (see "rpmemfs serve") is mounted by its address. The mount takes the lease
 of the share, and waits for it if another one has it: when that ends, or is dead for
 as long as its lease lasts. A mount that loses its lease can write nothing more; its
-files give EIO until it is mounted again.
+files give EIO until it is mounted again. With rdma:// the bytes of files go over RDMA, not
+encrypted, and everything else over TLS.
 
 With --read-only a share needs no lease: any number of nodes mount it beside the one
 that writes. Each file shows one committed epoch, whole, the newest when it was first
@@ -73,6 +76,7 @@ const mountExample = `  rpmemfs mount --pool /var/lib/pools/a --size 50GiB /mnt/
   rpmemfs mount --pool ~/pool --background ~/mnt; umount ~/mnt
   rpmemfs mount --pool /var/lib/pools/a --epoch 64ms --quiesce stop /mnt/a
   rpmemfs mount --pki /etc/rpmemfs tcp://memnode/app /mnt/app
+  rpmemfs mount --pki /etc/rpmemfs rdma://memnode/app /mnt/app
   mount -t fuse.rpmemfs /var/lib/pools/a /mnt/a -o size=50GiB,on_close=commit`
 
 // longWait is for ever, for who waits for a lease.
@@ -81,7 +85,7 @@ const longWait = 365 * 24 * time.Hour
 func mountCommand() *cobra.Command {
 	o := options{}
 	cmd := &cobra.Command{
-		Use:     "mount [flags] {--pool DIR | tcp://HOST[:PORT][/SHARE]} MOUNTPOINT",
+		Use:     "mount [flags] {--pool DIR | {tcp|rdma}://HOST[:PORT][/SHARE]} MOUNTPOINT",
 		Short:   "Mount a pool, or a share of a memory node, on a directory",
 		Long:    mountLong,
 		Example: mountExample,
@@ -108,6 +112,7 @@ func mountCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.pool, "pool", "", "directory of the pool; made if it does not exist")
 	f.Var(&o.size, "size", "size of a new pool, such as 10GiB (default: half of what is free there)")
+	f.StringVar(&o.device, "device", "", helpDevice)
 	f.BoolVar(&o.background, "background", false, "return when the mount is ready; the daemon goes on")
 	f.Var(&o.onClose, "on-close", "what uncommitted stores through mappings do at the last close: rollback or commit")
 	f.Var(&o.overlay, "overlay", "memory that one file's open epoch takes before it goes to the pool, such as 64MiB")
@@ -116,6 +121,7 @@ func mountCommand() *cobra.Command {
 	f.BoolVar(&o.steal, "steal", false, "take the lease of the share from who has it; what that mount did not commit is lost")
 	f.DurationVar(&o.wait, "wait", longWait, "how long to wait for the lease of the share")
 	f.DurationVar(&o.lease, "lease", 0, "how long the lease lasts without a sign of life (default: as the memory node says)")
+	f.IntVar(&o.queuePairs, "queue-pairs", 0, "RDMA queue pairs to use, where one cannot fill the link (default 1, at most 16)")
 	f.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics and /healthz on this `address`, such as 127.0.0.1:9470")
 	f.StringVar(&o.control, "control", "", "path of the control socket, or none (default in /run/rpmemfs or $XDG_RUNTIME_DIR/rpmemfs)")
 	f.BoolVar(&o.allowOther, "allow-other", false, "let other users in, under the files' permissions (default for root)")
@@ -131,6 +137,10 @@ func mountCommand() *cobra.Command {
 	must(cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }
+
+const helpDevice = "device-dax `device`, such as /dev/dax0.0, that holds the data of a new pool; the pool's directory then has the names only"
+
+const maxQueuePairs = 16
 
 // minFollow is how often a mount can be refreshed at most: each time the one that
 // writes is asked for every file in use.
@@ -161,13 +171,16 @@ func (o *options) setPlaces(args []string) error {
 		return errors.New("what is to be mounted? Name a pool with --pool DIR, or a memory node as in tcp://host/share")
 	}
 	if o.remote() {
-		if o.size != 0 {
-			return errors.New("--size is for a pool of one's own: that of a memory node has its size")
+		if o.size != 0 || o.device != "" {
+			return errors.New("--size and --device are for a pool of one's own: that of a memory node has its size")
 		}
-		_, err := nodeurl.Parse(o.pool)
+		u, err := nodeurl.Parse(o.pool)
+		if err == nil && o.queuePairs != 0 && (!u.RDMA || o.queuePairs < 0 || o.queuePairs > maxQueuePairs) {
+			err = fmt.Errorf("--queue-pairs %d: want 1 to %d, and rdma://", o.queuePairs, maxQueuePairs)
+		}
 		return err
 	}
-	if o.steal || o.wait != longWait || o.lease != 0 || o.tls != (pki.Options{}) {
+	if o.steal || o.wait != longWait || o.lease != 0 || o.queuePairs != 0 || o.tls != (pki.Options{}) {
 		return errors.New("--steal, --wait, --lease and certificates are for memory nodes, as in tcp://host/share: a pool of one's own needs none")
 	}
 	return nil

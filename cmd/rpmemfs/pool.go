@@ -19,7 +19,7 @@ func (o *options) openPool(log *slog.Logger) (*memnode.Pool, error) {
 	if o.readOnly {
 		pool, err = memnode.Open(o.pool, opts)
 	} else {
-		pool, created, err = memnode.OpenOrCreate(o.pool, memnode.CreateOptions{SizeBytes: int64(o.size)}, opts)
+		pool, created, err = memnode.OpenOrCreate(o.pool, memnode.CreateOptions{SizeBytes: int64(o.size), Device: o.device}, opts)
 	}
 	switch {
 	case errors.Is(err, memnode.ErrLocked):

@@ -17,6 +17,7 @@ import (
 	"github.com/rpmemfs/rpmemfs/internal/media"
 	"github.com/rpmemfs/rpmemfs/memnode"
 	"github.com/rpmemfs/rpmemfs/node"
+	"github.com/rpmemfs/rpmemfs/rdmacache/verbs"
 	"github.com/rpmemfs/rpmemfs/region"
 )
 
@@ -29,6 +30,7 @@ type memoryNode struct {
 	pool    *memnode.Pool
 	control net.Listener
 	data    net.Listener
+	rdma    verbs.Listener // nil: none
 	metrics *metricsServer // nil: none
 }
 
@@ -66,6 +68,9 @@ func (m *memoryNode) open() error {
 		return err
 	}
 	if m.data, err = m.o.listenNode("data", m.o.data, defaultData); err != nil {
+		return err
+	}
+	if m.rdma, err = m.o.listenRDMA(); err != nil {
 		return err
 	}
 	if m.o.metrics != "" {
@@ -123,7 +128,8 @@ func (m *memoryNode) serve(ctx context.Context, signals <-chan os.Signal) error 
 			cancel()
 		}
 	}()
-	cfg := node.Config{Pool: m.pool, TLS: m.tls, Lease: m.o.lease, Version: version(), Log: m.log}
+	cfg := node.Config{Pool: m.pool, TLS: m.tls, Lease: m.o.lease, Version: version(), Log: m.log,
+		RDMA: m.rdma, Persistence: verbs.Persistence(m.o.persistence)}
 	if m.metrics != nil {
 		cfg.Flushed = m.metrics.Durations("rpmemfs_flush_seconds", "Flushes that commits wait for.")
 	}
@@ -168,6 +174,9 @@ func (m *memoryNode) announce() {
 	}
 	line := fmt.Sprintf("serving %s on %s, data on %s: %s; medium %s; size %s, %s free; generation %d",
 		m.o.pool, m.control.Addr(), m.data.Addr(), trust, kind, size, free, m.pool.Generation())
+	if m.rdma != nil {
+		line += "; RDMA, not encrypted, on " + m.rdma.Addr().String()
+	}
 	if m.metrics != nil {
 		line += "; metrics on " + m.metrics.listener.Addr().String()
 	}
@@ -193,6 +202,11 @@ func (m *memoryNode) close() error {
 			continue
 		}
 		if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if m.rdma != nil {
+		if err := m.rdma.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
 	}

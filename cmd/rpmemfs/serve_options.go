@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -17,19 +18,23 @@ import (
 const (
 	defaultListen = nodeurl.DefaultPort
 	defaultData   = 7471
+	defaultRDMA   = 7472
 )
 
 // serveOptions are what a memory node is asked for.
 type serveOptions struct {
-	pool    string
-	listen  string // host:port of the API; empty: a default
-	data    string // the same of the data path
-	tls     pki.Options
-	size    byteSize // of a new pool; 0: a default
-	device  string   // holds the data of a new pool; empty: a file in the pool
-	lease   time.Duration
-	metrics string  // host:port; empty: none
-	log     options // of which only the log's are set
+	pool   string
+	listen string // host:port of the API; empty: a default
+	data   string // the same of the data path
+	tls    pki.Options
+	rdma   string // the same of the data path over RDMA; empty: there is none
+	// persistence is what the operator knows of RDMA writes.
+	persistence persistence
+	size        byteSize // of a new pool; 0: a default
+	device      string   // that holds a new pool's data; empty: a file
+	lease       time.Duration
+	metrics     string  // host:port; empty: none
+	log         options // of which only the log's are set
 }
 
 const serveLong = `Serve a pool to other machines, which mount it, or shares of it, with
@@ -44,6 +49,12 @@ Compute nodes and this one show each other certificates ("rpmemctl pki" makes th
 certificate says which shares its owner may mount. Give --pki the directory with ca.crt
 and this node's .crt and .key. --insecure does without, for this machine alone.
 
+With --rdma compute nodes may mount rdma://HOST too, and write and read the pool's memory
+themselves; the pool is then best on persistent memory: on device-dax (--device), or on a
+DAX file system. RDMA is not encrypted: serve it in networks that you trust only. How
+written bytes become persistent is found out; --persistence tells what no program can find
+out. "rpmemctl doctor" looks at what this machine has.
+
 A mount has the lease of its share and renews it; one that is silent for --lease loses it
 to the next. After a restart of the memory node mounts go on where they were.
 
@@ -52,7 +63,7 @@ the process at once, as a crash does.`
 
 const serveExample = `  rpmemfs serve --pki /etc/rpmemfs/pki --size 100GiB /var/lib/rpmemfs/pool
   rpmemfs serve --pki /etc/rpmemfs/pki --listen 10.0.0.1:7470 --data 10.0.0.1:7471 /mnt/pmem/pool
-  rpmemfs serve --pki /etc/rpmemfs/pki --device /dev/dax0.0 /var/lib/rpmemfs/pool
+  rpmemfs serve --pki /etc/rpmemfs/pki --rdma : --device /dev/dax0.0 /var/lib/rpmemfs/pool
   rpmemfs serve --insecure /dev/shm/pool; rpmemfs mount --insecure tcp://localhost /mnt`
 
 func serveCommand() *cobra.Command {
@@ -68,6 +79,9 @@ func serveCommand() *cobra.Command {
 			if o.lease < node.MinLease || o.lease > node.MaxLease {
 				return fmt.Errorf("--lease %v: want %v to %v", o.lease, node.MinLease, node.MaxLease)
 			}
+			if o.persistence != 0 && o.rdma == "" {
+				return errors.New("--persistence is about RDMA: give --rdma too")
+			}
 			return o.run(cmd.Context())
 		},
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
@@ -77,14 +91,17 @@ func serveCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.listen, "listen", "", fmt.Sprintf("HOST:PORT of the API (default :%d; with --insecure on 127.0.0.1)", defaultListen))
 	f.StringVar(&o.data, "data", "", fmt.Sprintf("HOST:PORT of the data path, at which clients reach the HOST of the API too (default :%d; with --insecure on 127.0.0.1)", defaultData))
+	f.StringVar(&o.rdma, "rdma", "", fmt.Sprintf("serve the data path over RDMA too, on this HOST:PORT, at which clients reach the HOST of the API; \":\" is every device, port %d (default: no RDMA)", defaultRDMA))
+	f.Var(&o.persistence, "persistence", "what makes RDMA writes persistent: auto, adr-no-ddio (they go to memory that power loss spares, past the processor's caches), eadr (power loss spares the caches too), cpu (only this machine's processor)")
 	addTLSFlags(cmd, &o.tls)
 	f.Var(&o.size, "size", "size of a new pool, such as 10GiB (default: half of what is free there)")
-	f.StringVar(&o.device, "device", "", "device-dax device that gets the data of a new pool; what it contained is lost")
+	f.StringVar(&o.device, "device", "", helpDevice)
 	f.DurationVar(&o.lease, "lease", node.DefaultLease, "how long a mount may be silent before it loses its lease, if it does not say itself")
 	f.StringVar(&o.metrics, "metrics", "", "HOST:PORT for Prometheus and health checks, /metrics and /healthz, without TLS (default: none)")
 	f.TextVar(&o.log.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	f.BoolVar(&o.log.logJSON, "log-json", false, "log as JSON, a line each")
 	f.StringVar(&o.log.logFile, "log-file", "", "append the log to a file (default: standard error)")
+	must(cmd.RegisterFlagCompletionFunc("persistence", cobra.FixedCompletions(persistenceWords, cobra.ShellCompDirectiveNoFileComp)))
 	must(cmd.RegisterFlagCompletionFunc("log-level", cobra.FixedCompletions([]string{"debug", "info", "warn", "error"}, cobra.ShellCompDirectiveNoFileComp)))
 	return cmd
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/rdmacache/inproc"
+	"github.com/rpmemfs/rpmemfs/rdmacache/verbs"
 	"github.com/rpmemfs/rpmemfs/remote"
 	"github.com/rpmemfs/rpmemfs/volume"
 )
@@ -96,6 +97,12 @@ func (o *options) dialNode(ctx context.Context, log *slog.Logger) (source, error
 	if tls != nil {
 		tls.ServerName = u.Host
 	}
+	var nic verbs.NIC
+	if u.RDMA {
+		if nic, err = verbs.Open(); err != nil {
+			return nil, fmt.Errorf("%s: %w", u, err)
+		}
+	}
 	host, err := os.Hostname()
 	if err != nil {
 		return nil, err
@@ -109,6 +116,8 @@ func (o *options) dialNode(ctx context.Context, log *slog.Logger) (source, error
 		Steal:   o.steal,
 		Wait:    o.wait,
 		Lease:   o.lease,
+		NIC:     nic,
+		Queues:  o.queuePairs,
 		Holder:  fmt.Sprintf("%s:%s", host, o.mountpoint),
 		Log:     log,
 	})

@@ -16,6 +16,7 @@ func TestParse(t *testing.T) {
 		"tcp://10.0.0.1:9/app":    {Host: "10.0.0.1", Port: 9, Share: "app"},
 		"tcp://[::1]:80/a%20b":    {Host: "::1", Port: 80, Share: "a b"},
 		"tcp://node:7470/share-1": {Host: "node", Port: 7470, Share: "share-1"},
+		"rdma://node/app":         {RDMA: true, Host: "node", Port: 7470, Share: "app"},
 	} {
 		u, err := nodeurl.Parse(s)
 		if err != nil || u != want {
@@ -26,7 +27,7 @@ func TestParse(t *testing.T) {
 		}
 	}
 	for _, s := range []string{
-		"", "node", "/dir", "tcp:", "tcp://", "tcp:///share", "rdma://node", "tcp://node:0", "tcp://node:70000",
+		"", "node", "/dir", "tcp:", "tcp://", "tcp:///share", "ib://node", "tcp://node:0", "tcp://node:70000",
 		"tcp://node/a/b", "tcp://user@node", "tcp://node?x", "tcp://node#x", "tcp://no de", "tcp://[::1",
 	} {
 		if u, err := nodeurl.Parse(s); err == nil {

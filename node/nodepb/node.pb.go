@@ -174,6 +174,7 @@ type OpenResponse struct {
 	Pool          string                 `protobuf:"bytes,9,opt,name=pool,proto3" json:"pool,omitempty"`        // UUID in text
 	Version       string                 `protobuf:"bytes,10,opt,name=version,proto3" json:"version,omitempty"` // of the memory node
 	ReadOnly      bool                   `protobuf:"varint,11,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	RdmaPort      uint32                 `protobuf:"varint,12,opt,name=rdma_port,json=rdmaPort,proto3" json:"rdma_port,omitempty"` // where the RDMA data path is, on the same host; 0: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -285,6 +286,93 @@ func (x *OpenResponse) GetReadOnly() bool {
 	return false
 }
 
+func (x *OpenResponse) GetRdmaPort() uint32 {
+	if x != nil {
+		return x.RdmaPort
+	}
+	return 0
+}
+
+type DataTokenRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataTokenRequest) Reset() {
+	*x = DataTokenRequest{}
+	mi := &file_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataTokenRequest) ProtoMessage() {}
+
+func (x *DataTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataTokenRequest.ProtoReflect.Descriptor instead.
+func (*DataTokenRequest) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{2}
+}
+
+type DataTokenResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         []byte                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"` // 32 bytes, secret
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataTokenResponse) Reset() {
+	*x = DataTokenResponse{}
+	mi := &file_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataTokenResponse) ProtoMessage() {}
+
+func (x *DataTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataTokenResponse.ProtoReflect.Descriptor instead.
+func (*DataTokenResponse) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *DataTokenResponse) GetToken() []byte {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
 type Medium struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`          // "file", "tmpfs", "dax"
@@ -295,7 +383,7 @@ type Medium struct {
 
 func (x *Medium) Reset() {
 	*x = Medium{}
-	mi := &file_node_proto_msgTypes[2]
+	mi := &file_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -307,7 +395,7 @@ func (x *Medium) String() string {
 func (*Medium) ProtoMessage() {}
 
 func (x *Medium) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[2]
+	mi := &file_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -320,7 +408,7 @@ func (x *Medium) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Medium.ProtoReflect.Descriptor instead.
 func (*Medium) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{2}
+	return file_node_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Medium) GetKind() string {
@@ -347,7 +435,7 @@ type KeepAliveRequest struct {
 
 func (x *KeepAliveRequest) Reset() {
 	*x = KeepAliveRequest{}
-	mi := &file_node_proto_msgTypes[3]
+	mi := &file_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -359,7 +447,7 @@ func (x *KeepAliveRequest) String() string {
 func (*KeepAliveRequest) ProtoMessage() {}
 
 func (x *KeepAliveRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[3]
+	mi := &file_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -372,7 +460,7 @@ func (x *KeepAliveRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAliveRequest.ProtoReflect.Descriptor instead.
 func (*KeepAliveRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{3}
+	return file_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *KeepAliveRequest) GetSession() []byte {
@@ -397,7 +485,7 @@ type KeepAliveResponse struct {
 
 func (x *KeepAliveResponse) Reset() {
 	*x = KeepAliveResponse{}
-	mi := &file_node_proto_msgTypes[4]
+	mi := &file_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -409,7 +497,7 @@ func (x *KeepAliveResponse) String() string {
 func (*KeepAliveResponse) ProtoMessage() {}
 
 func (x *KeepAliveResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[4]
+	mi := &file_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -422,7 +510,7 @@ func (x *KeepAliveResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepAliveResponse.ProtoReflect.Descriptor instead.
 func (*KeepAliveResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{4}
+	return file_node_proto_rawDescGZIP(), []int{6}
 }
 
 type CloseRequest struct {
@@ -435,7 +523,7 @@ type CloseRequest struct {
 
 func (x *CloseRequest) Reset() {
 	*x = CloseRequest{}
-	mi := &file_node_proto_msgTypes[5]
+	mi := &file_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -447,7 +535,7 @@ func (x *CloseRequest) String() string {
 func (*CloseRequest) ProtoMessage() {}
 
 func (x *CloseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[5]
+	mi := &file_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -460,7 +548,7 @@ func (x *CloseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseRequest.ProtoReflect.Descriptor instead.
 func (*CloseRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{5}
+	return file_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CloseRequest) GetSession() []byte {
@@ -485,7 +573,7 @@ type CloseResponse struct {
 
 func (x *CloseResponse) Reset() {
 	*x = CloseResponse{}
-	mi := &file_node_proto_msgTypes[6]
+	mi := &file_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +585,7 @@ func (x *CloseResponse) String() string {
 func (*CloseResponse) ProtoMessage() {}
 
 func (x *CloseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[6]
+	mi := &file_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +598,7 @@ func (x *CloseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseResponse.ProtoReflect.Descriptor instead.
 func (*CloseResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{6}
+	return file_node_proto_rawDescGZIP(), []int{8}
 }
 
 // An Inode is a namespace.Inode, apart from its share.
@@ -535,7 +623,7 @@ type Inode struct {
 
 func (x *Inode) Reset() {
 	*x = Inode{}
-	mi := &file_node_proto_msgTypes[7]
+	mi := &file_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +635,7 @@ func (x *Inode) String() string {
 func (*Inode) ProtoMessage() {}
 
 func (x *Inode) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[7]
+	mi := &file_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +648,7 @@ func (x *Inode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Inode.ProtoReflect.Descriptor instead.
 func (*Inode) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{7}
+	return file_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Inode) GetIno() uint64 {
@@ -663,7 +751,7 @@ type InodeResponse struct {
 
 func (x *InodeResponse) Reset() {
 	*x = InodeResponse{}
-	mi := &file_node_proto_msgTypes[8]
+	mi := &file_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +763,7 @@ func (x *InodeResponse) String() string {
 func (*InodeResponse) ProtoMessage() {}
 
 func (x *InodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[8]
+	mi := &file_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +776,7 @@ func (x *InodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InodeResponse.ProtoReflect.Descriptor instead.
 func (*InodeResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{8}
+	return file_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *InodeResponse) GetInode() *Inode {
@@ -708,7 +796,7 @@ type LookupRequest struct {
 
 func (x *LookupRequest) Reset() {
 	*x = LookupRequest{}
-	mi := &file_node_proto_msgTypes[9]
+	mi := &file_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +808,7 @@ func (x *LookupRequest) String() string {
 func (*LookupRequest) ProtoMessage() {}
 
 func (x *LookupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[9]
+	mi := &file_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +821,7 @@ func (x *LookupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LookupRequest.ProtoReflect.Descriptor instead.
 func (*LookupRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{9}
+	return file_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *LookupRequest) GetParent() uint64 {
@@ -759,7 +847,7 @@ type InodeRequest struct {
 
 func (x *InodeRequest) Reset() {
 	*x = InodeRequest{}
-	mi := &file_node_proto_msgTypes[10]
+	mi := &file_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -771,7 +859,7 @@ func (x *InodeRequest) String() string {
 func (*InodeRequest) ProtoMessage() {}
 
 func (x *InodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[10]
+	mi := &file_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -784,7 +872,7 @@ func (x *InodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InodeRequest.ProtoReflect.Descriptor instead.
 func (*InodeRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{10}
+	return file_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *InodeRequest) GetIno() uint64 {
@@ -806,7 +894,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_node_proto_msgTypes[11]
+	mi := &file_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -818,7 +906,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[11]
+	mi := &file_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -831,7 +919,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{11}
+	return file_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateRequest) GetRequestId() uint64 {
@@ -874,7 +962,7 @@ type LinkRequest struct {
 
 func (x *LinkRequest) Reset() {
 	*x = LinkRequest{}
-	mi := &file_node_proto_msgTypes[12]
+	mi := &file_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +974,7 @@ func (x *LinkRequest) String() string {
 func (*LinkRequest) ProtoMessage() {}
 
 func (x *LinkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[12]
+	mi := &file_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +987,7 @@ func (x *LinkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LinkRequest.ProtoReflect.Descriptor instead.
 func (*LinkRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{12}
+	return file_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LinkRequest) GetRequestId() uint64 {
@@ -941,7 +1029,7 @@ type UnlinkRequest struct {
 
 func (x *UnlinkRequest) Reset() {
 	*x = UnlinkRequest{}
-	mi := &file_node_proto_msgTypes[13]
+	mi := &file_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -953,7 +1041,7 @@ func (x *UnlinkRequest) String() string {
 func (*UnlinkRequest) ProtoMessage() {}
 
 func (x *UnlinkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[13]
+	mi := &file_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -966,7 +1054,7 @@ func (x *UnlinkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnlinkRequest.ProtoReflect.Descriptor instead.
 func (*UnlinkRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{13}
+	return file_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *UnlinkRequest) GetRequestId() uint64 {
@@ -1001,7 +1089,7 @@ type RmdirRequest struct {
 
 func (x *RmdirRequest) Reset() {
 	*x = RmdirRequest{}
-	mi := &file_node_proto_msgTypes[14]
+	mi := &file_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1013,7 +1101,7 @@ func (x *RmdirRequest) String() string {
 func (*RmdirRequest) ProtoMessage() {}
 
 func (x *RmdirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[14]
+	mi := &file_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1026,7 +1114,7 @@ func (x *RmdirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RmdirRequest.ProtoReflect.Descriptor instead.
 func (*RmdirRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{14}
+	return file_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *RmdirRequest) GetRequestId() uint64 {
@@ -1058,7 +1146,7 @@ type RmdirResponse struct {
 
 func (x *RmdirResponse) Reset() {
 	*x = RmdirResponse{}
-	mi := &file_node_proto_msgTypes[15]
+	mi := &file_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1070,7 +1158,7 @@ func (x *RmdirResponse) String() string {
 func (*RmdirResponse) ProtoMessage() {}
 
 func (x *RmdirResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[15]
+	mi := &file_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1083,7 +1171,7 @@ func (x *RmdirResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RmdirResponse.ProtoReflect.Descriptor instead.
 func (*RmdirResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{15}
+	return file_node_proto_rawDescGZIP(), []int{17}
 }
 
 type RenameRequest struct {
@@ -1100,7 +1188,7 @@ type RenameRequest struct {
 
 func (x *RenameRequest) Reset() {
 	*x = RenameRequest{}
-	mi := &file_node_proto_msgTypes[16]
+	mi := &file_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1112,7 +1200,7 @@ func (x *RenameRequest) String() string {
 func (*RenameRequest) ProtoMessage() {}
 
 func (x *RenameRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[16]
+	mi := &file_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1125,7 +1213,7 @@ func (x *RenameRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameRequest.ProtoReflect.Descriptor instead.
 func (*RenameRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{16}
+	return file_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RenameRequest) GetRequestId() uint64 {
@@ -1179,7 +1267,7 @@ type RenameResponse struct {
 
 func (x *RenameResponse) Reset() {
 	*x = RenameResponse{}
-	mi := &file_node_proto_msgTypes[17]
+	mi := &file_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1279,7 @@ func (x *RenameResponse) String() string {
 func (*RenameResponse) ProtoMessage() {}
 
 func (x *RenameResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[17]
+	mi := &file_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1204,7 +1292,7 @@ func (x *RenameResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameResponse.ProtoReflect.Descriptor instead.
 func (*RenameResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{17}
+	return file_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *RenameResponse) GetLost() *Inode {
@@ -1223,7 +1311,7 @@ type ReadDirRequest struct {
 
 func (x *ReadDirRequest) Reset() {
 	*x = ReadDirRequest{}
-	mi := &file_node_proto_msgTypes[18]
+	mi := &file_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1323,7 @@ func (x *ReadDirRequest) String() string {
 func (*ReadDirRequest) ProtoMessage() {}
 
 func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[18]
+	mi := &file_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1336,7 @@ func (x *ReadDirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirRequest.ProtoReflect.Descriptor instead.
 func (*ReadDirRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{18}
+	return file_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReadDirRequest) GetIno() uint64 {
@@ -1267,7 +1355,7 @@ type ReadDirResponse struct {
 
 func (x *ReadDirResponse) Reset() {
 	*x = ReadDirResponse{}
-	mi := &file_node_proto_msgTypes[19]
+	mi := &file_node_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1367,7 @@ func (x *ReadDirResponse) String() string {
 func (*ReadDirResponse) ProtoMessage() {}
 
 func (x *ReadDirResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[19]
+	mi := &file_node_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1380,7 @@ func (x *ReadDirResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadDirResponse.ProtoReflect.Descriptor instead.
 func (*ReadDirResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{19}
+	return file_node_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReadDirResponse) GetEntries() []*Entry {
@@ -1313,7 +1401,7 @@ type Entry struct {
 
 func (x *Entry) Reset() {
 	*x = Entry{}
-	mi := &file_node_proto_msgTypes[20]
+	mi := &file_node_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1325,7 +1413,7 @@ func (x *Entry) String() string {
 func (*Entry) ProtoMessage() {}
 
 func (x *Entry) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[20]
+	mi := &file_node_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1338,7 +1426,7 @@ func (x *Entry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Entry.ProtoReflect.Descriptor instead.
 func (*Entry) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{20}
+	return file_node_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Entry) GetName() []byte {
@@ -1373,7 +1461,7 @@ type SetInodeRequest struct {
 
 func (x *SetInodeRequest) Reset() {
 	*x = SetInodeRequest{}
-	mi := &file_node_proto_msgTypes[21]
+	mi := &file_node_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1473,7 @@ func (x *SetInodeRequest) String() string {
 func (*SetInodeRequest) ProtoMessage() {}
 
 func (x *SetInodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[21]
+	mi := &file_node_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1486,7 @@ func (x *SetInodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetInodeRequest.ProtoReflect.Descriptor instead.
 func (*SetInodeRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{21}
+	return file_node_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetInodeRequest) GetRequestId() uint64 {
@@ -1432,7 +1520,7 @@ type ReapRequest struct {
 
 func (x *ReapRequest) Reset() {
 	*x = ReapRequest{}
-	mi := &file_node_proto_msgTypes[22]
+	mi := &file_node_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1444,7 +1532,7 @@ func (x *ReapRequest) String() string {
 func (*ReapRequest) ProtoMessage() {}
 
 func (x *ReapRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[22]
+	mi := &file_node_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1457,7 +1545,7 @@ func (x *ReapRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReapRequest.ProtoReflect.Descriptor instead.
 func (*ReapRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{22}
+	return file_node_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ReapRequest) GetRequestId() uint64 {
@@ -1483,7 +1571,7 @@ type ReapResponse struct {
 
 func (x *ReapResponse) Reset() {
 	*x = ReapResponse{}
-	mi := &file_node_proto_msgTypes[23]
+	mi := &file_node_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1495,7 +1583,7 @@ func (x *ReapResponse) String() string {
 func (*ReapResponse) ProtoMessage() {}
 
 func (x *ReapResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[23]
+	mi := &file_node_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1508,7 +1596,7 @@ func (x *ReapResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReapResponse.ProtoReflect.Descriptor instead.
 func (*ReapResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{23}
+	return file_node_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ReapResponse) GetHeir() uint64 {
@@ -1528,7 +1616,7 @@ type XattrRequest struct {
 
 func (x *XattrRequest) Reset() {
 	*x = XattrRequest{}
-	mi := &file_node_proto_msgTypes[24]
+	mi := &file_node_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1540,7 +1628,7 @@ func (x *XattrRequest) String() string {
 func (*XattrRequest) ProtoMessage() {}
 
 func (x *XattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[24]
+	mi := &file_node_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1553,7 +1641,7 @@ func (x *XattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XattrRequest.ProtoReflect.Descriptor instead.
 func (*XattrRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{24}
+	return file_node_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *XattrRequest) GetIno() uint64 {
@@ -1579,7 +1667,7 @@ type XattrResponse struct {
 
 func (x *XattrResponse) Reset() {
 	*x = XattrResponse{}
-	mi := &file_node_proto_msgTypes[25]
+	mi := &file_node_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1591,7 +1679,7 @@ func (x *XattrResponse) String() string {
 func (*XattrResponse) ProtoMessage() {}
 
 func (x *XattrResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[25]
+	mi := &file_node_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1692,7 @@ func (x *XattrResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XattrResponse.ProtoReflect.Descriptor instead.
 func (*XattrResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{25}
+	return file_node_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *XattrResponse) GetValue() []byte {
@@ -1623,7 +1711,7 @@ type XattrsRequest struct {
 
 func (x *XattrsRequest) Reset() {
 	*x = XattrsRequest{}
-	mi := &file_node_proto_msgTypes[26]
+	mi := &file_node_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1723,7 @@ func (x *XattrsRequest) String() string {
 func (*XattrsRequest) ProtoMessage() {}
 
 func (x *XattrsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[26]
+	mi := &file_node_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1736,7 @@ func (x *XattrsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XattrsRequest.ProtoReflect.Descriptor instead.
 func (*XattrsRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{26}
+	return file_node_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *XattrsRequest) GetIno() uint64 {
@@ -1667,7 +1755,7 @@ type XattrsResponse struct {
 
 func (x *XattrsResponse) Reset() {
 	*x = XattrsResponse{}
-	mi := &file_node_proto_msgTypes[27]
+	mi := &file_node_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +1767,7 @@ func (x *XattrsResponse) String() string {
 func (*XattrsResponse) ProtoMessage() {}
 
 func (x *XattrsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[27]
+	mi := &file_node_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +1780,7 @@ func (x *XattrsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use XattrsResponse.ProtoReflect.Descriptor instead.
 func (*XattrsResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{27}
+	return file_node_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *XattrsResponse) GetNames() [][]byte {
@@ -1715,7 +1803,7 @@ type SetXattrRequest struct {
 
 func (x *SetXattrRequest) Reset() {
 	*x = SetXattrRequest{}
-	mi := &file_node_proto_msgTypes[28]
+	mi := &file_node_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +1815,7 @@ func (x *SetXattrRequest) String() string {
 func (*SetXattrRequest) ProtoMessage() {}
 
 func (x *SetXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[28]
+	mi := &file_node_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +1828,7 @@ func (x *SetXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetXattrRequest.ProtoReflect.Descriptor instead.
 func (*SetXattrRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{28}
+	return file_node_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SetXattrRequest) GetRequestId() uint64 {
@@ -1786,7 +1874,7 @@ type SetXattrResponse struct {
 
 func (x *SetXattrResponse) Reset() {
 	*x = SetXattrResponse{}
-	mi := &file_node_proto_msgTypes[29]
+	mi := &file_node_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +1886,7 @@ func (x *SetXattrResponse) String() string {
 func (*SetXattrResponse) ProtoMessage() {}
 
 func (x *SetXattrResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[29]
+	mi := &file_node_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +1899,7 @@ func (x *SetXattrResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetXattrResponse.ProtoReflect.Descriptor instead.
 func (*SetXattrResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{29}
+	return file_node_proto_rawDescGZIP(), []int{31}
 }
 
 type RemoveXattrRequest struct {
@@ -1825,7 +1913,7 @@ type RemoveXattrRequest struct {
 
 func (x *RemoveXattrRequest) Reset() {
 	*x = RemoveXattrRequest{}
-	mi := &file_node_proto_msgTypes[30]
+	mi := &file_node_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1925,7 @@ func (x *RemoveXattrRequest) String() string {
 func (*RemoveXattrRequest) ProtoMessage() {}
 
 func (x *RemoveXattrRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[30]
+	mi := &file_node_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1938,7 @@ func (x *RemoveXattrRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveXattrRequest.ProtoReflect.Descriptor instead.
 func (*RemoveXattrRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{30}
+	return file_node_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RemoveXattrRequest) GetRequestId() uint64 {
@@ -1882,7 +1970,7 @@ type RemoveXattrResponse struct {
 
 func (x *RemoveXattrResponse) Reset() {
 	*x = RemoveXattrResponse{}
-	mi := &file_node_proto_msgTypes[31]
+	mi := &file_node_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1894,7 +1982,7 @@ func (x *RemoveXattrResponse) String() string {
 func (*RemoveXattrResponse) ProtoMessage() {}
 
 func (x *RemoveXattrResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[31]
+	mi := &file_node_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1907,7 +1995,7 @@ func (x *RemoveXattrResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveXattrResponse.ProtoReflect.Descriptor instead.
 func (*RemoveXattrResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{31}
+	return file_node_proto_rawDescGZIP(), []int{33}
 }
 
 type UsageRequest struct {
@@ -1918,7 +2006,7 @@ type UsageRequest struct {
 
 func (x *UsageRequest) Reset() {
 	*x = UsageRequest{}
-	mi := &file_node_proto_msgTypes[32]
+	mi := &file_node_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2018,7 @@ func (x *UsageRequest) String() string {
 func (*UsageRequest) ProtoMessage() {}
 
 func (x *UsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[32]
+	mi := &file_node_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2031,7 @@ func (x *UsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageRequest.ProtoReflect.Descriptor instead.
 func (*UsageRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{32}
+	return file_node_proto_rawDescGZIP(), []int{34}
 }
 
 type UsageResponse struct {
@@ -1957,7 +2045,7 @@ type UsageResponse struct {
 
 func (x *UsageResponse) Reset() {
 	*x = UsageResponse{}
-	mi := &file_node_proto_msgTypes[33]
+	mi := &file_node_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1969,7 +2057,7 @@ func (x *UsageResponse) String() string {
 func (*UsageResponse) ProtoMessage() {}
 
 func (x *UsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[33]
+	mi := &file_node_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1982,7 +2070,7 @@ func (x *UsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UsageResponse.ProtoReflect.Descriptor instead.
 func (*UsageResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{33}
+	return file_node_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *UsageResponse) GetSlots() uint64 {
@@ -2017,7 +2105,7 @@ type Run struct {
 
 func (x *Run) Reset() {
 	*x = Run{}
-	mi := &file_node_proto_msgTypes[34]
+	mi := &file_node_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2117,7 @@ func (x *Run) String() string {
 func (*Run) ProtoMessage() {}
 
 func (x *Run) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[34]
+	mi := &file_node_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2130,7 @@ func (x *Run) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Run.ProtoReflect.Descriptor instead.
 func (*Run) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{34}
+	return file_node_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Run) GetStart() uint64 {
@@ -2071,7 +2159,7 @@ type GrantRequest struct {
 
 func (x *GrantRequest) Reset() {
 	*x = GrantRequest{}
-	mi := &file_node_proto_msgTypes[35]
+	mi := &file_node_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2083,7 +2171,7 @@ func (x *GrantRequest) String() string {
 func (*GrantRequest) ProtoMessage() {}
 
 func (x *GrantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[35]
+	mi := &file_node_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2096,7 +2184,7 @@ func (x *GrantRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantRequest.ProtoReflect.Descriptor instead.
 func (*GrantRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{35}
+	return file_node_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *GrantRequest) GetRequestId() uint64 {
@@ -2137,7 +2225,7 @@ type GrantResponse struct {
 
 func (x *GrantResponse) Reset() {
 	*x = GrantResponse{}
-	mi := &file_node_proto_msgTypes[36]
+	mi := &file_node_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2149,7 +2237,7 @@ func (x *GrantResponse) String() string {
 func (*GrantResponse) ProtoMessage() {}
 
 func (x *GrantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[36]
+	mi := &file_node_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2162,7 +2250,7 @@ func (x *GrantResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GrantResponse.ProtoReflect.Descriptor instead.
 func (*GrantResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{36}
+	return file_node_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *GrantResponse) GetRuns() []*Run {
@@ -2190,7 +2278,7 @@ type ReturnRequest struct {
 
 func (x *ReturnRequest) Reset() {
 	*x = ReturnRequest{}
-	mi := &file_node_proto_msgTypes[37]
+	mi := &file_node_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2202,7 +2290,7 @@ func (x *ReturnRequest) String() string {
 func (*ReturnRequest) ProtoMessage() {}
 
 func (x *ReturnRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[37]
+	mi := &file_node_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2215,7 +2303,7 @@ func (x *ReturnRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnRequest.ProtoReflect.Descriptor instead.
 func (*ReturnRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{37}
+	return file_node_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ReturnRequest) GetRequestId() uint64 {
@@ -2247,7 +2335,7 @@ type ReturnResponse struct {
 
 func (x *ReturnResponse) Reset() {
 	*x = ReturnResponse{}
-	mi := &file_node_proto_msgTypes[38]
+	mi := &file_node_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2259,7 +2347,7 @@ func (x *ReturnResponse) String() string {
 func (*ReturnResponse) ProtoMessage() {}
 
 func (x *ReturnResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[38]
+	mi := &file_node_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2272,7 +2360,7 @@ func (x *ReturnResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReturnResponse.ProtoReflect.Descriptor instead.
 func (*ReturnResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{38}
+	return file_node_proto_rawDescGZIP(), []int{40}
 }
 
 type LocateRequest struct {
@@ -2284,7 +2372,7 @@ type LocateRequest struct {
 
 func (x *LocateRequest) Reset() {
 	*x = LocateRequest{}
-	mi := &file_node_proto_msgTypes[39]
+	mi := &file_node_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2296,7 +2384,7 @@ func (x *LocateRequest) String() string {
 func (*LocateRequest) ProtoMessage() {}
 
 func (x *LocateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[39]
+	mi := &file_node_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2309,7 +2397,7 @@ func (x *LocateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateRequest.ProtoReflect.Descriptor instead.
 func (*LocateRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{39}
+	return file_node_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *LocateRequest) GetIno() uint64 {
@@ -2332,7 +2420,7 @@ type LocateResponse struct {
 
 func (x *LocateResponse) Reset() {
 	*x = LocateResponse{}
-	mi := &file_node_proto_msgTypes[40]
+	mi := &file_node_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2432,7 @@ func (x *LocateResponse) String() string {
 func (*LocateResponse) ProtoMessage() {}
 
 func (x *LocateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[40]
+	mi := &file_node_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2445,7 @@ func (x *LocateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateResponse.ProtoReflect.Descriptor instead.
 func (*LocateResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{40}
+	return file_node_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LocateResponse) GetSuper() uint64 {
@@ -2403,7 +2491,7 @@ type Checkpoint struct {
 
 func (x *Checkpoint) Reset() {
 	*x = Checkpoint{}
-	mi := &file_node_proto_msgTypes[41]
+	mi := &file_node_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2415,7 +2503,7 @@ func (x *Checkpoint) String() string {
 func (*Checkpoint) ProtoMessage() {}
 
 func (x *Checkpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[41]
+	mi := &file_node_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2428,7 +2516,7 @@ func (x *Checkpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Checkpoint.ProtoReflect.Descriptor instead.
 func (*Checkpoint) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{41}
+	return file_node_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Checkpoint) GetName() []byte {
@@ -2492,7 +2580,7 @@ type Tree struct {
 
 func (x *Tree) Reset() {
 	*x = Tree{}
-	mi := &file_node_proto_msgTypes[42]
+	mi := &file_node_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2504,7 +2592,7 @@ func (x *Tree) String() string {
 func (*Tree) ProtoMessage() {}
 
 func (x *Tree) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[42]
+	mi := &file_node_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2517,7 +2605,7 @@ func (x *Tree) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tree.ProtoReflect.Descriptor instead.
 func (*Tree) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{42}
+	return file_node_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Tree) GetRoot() uint64 {
@@ -2552,7 +2640,7 @@ type SaveCheckpointRequest struct {
 
 func (x *SaveCheckpointRequest) Reset() {
 	*x = SaveCheckpointRequest{}
-	mi := &file_node_proto_msgTypes[43]
+	mi := &file_node_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2564,7 +2652,7 @@ func (x *SaveCheckpointRequest) String() string {
 func (*SaveCheckpointRequest) ProtoMessage() {}
 
 func (x *SaveCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[43]
+	mi := &file_node_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2577,7 +2665,7 @@ func (x *SaveCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*SaveCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{43}
+	return file_node_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SaveCheckpointRequest) GetRequestId() uint64 {
@@ -2609,7 +2697,7 @@ type SaveCheckpointResponse struct {
 
 func (x *SaveCheckpointResponse) Reset() {
 	*x = SaveCheckpointResponse{}
-	mi := &file_node_proto_msgTypes[44]
+	mi := &file_node_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2621,7 +2709,7 @@ func (x *SaveCheckpointResponse) String() string {
 func (*SaveCheckpointResponse) ProtoMessage() {}
 
 func (x *SaveCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[44]
+	mi := &file_node_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2634,7 +2722,7 @@ func (x *SaveCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SaveCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*SaveCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{44}
+	return file_node_proto_rawDescGZIP(), []int{46}
 }
 
 type DropCheckpointRequest struct {
@@ -2648,7 +2736,7 @@ type DropCheckpointRequest struct {
 
 func (x *DropCheckpointRequest) Reset() {
 	*x = DropCheckpointRequest{}
-	mi := &file_node_proto_msgTypes[45]
+	mi := &file_node_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2660,7 +2748,7 @@ func (x *DropCheckpointRequest) String() string {
 func (*DropCheckpointRequest) ProtoMessage() {}
 
 func (x *DropCheckpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[45]
+	mi := &file_node_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2673,7 +2761,7 @@ func (x *DropCheckpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropCheckpointRequest.ProtoReflect.Descriptor instead.
 func (*DropCheckpointRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{45}
+	return file_node_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DropCheckpointRequest) GetRequestId() uint64 {
@@ -2705,7 +2793,7 @@ type DropCheckpointResponse struct {
 
 func (x *DropCheckpointResponse) Reset() {
 	*x = DropCheckpointResponse{}
-	mi := &file_node_proto_msgTypes[46]
+	mi := &file_node_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2717,7 +2805,7 @@ func (x *DropCheckpointResponse) String() string {
 func (*DropCheckpointResponse) ProtoMessage() {}
 
 func (x *DropCheckpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[46]
+	mi := &file_node_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2730,7 +2818,7 @@ func (x *DropCheckpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DropCheckpointResponse.ProtoReflect.Descriptor instead.
 func (*DropCheckpointResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{46}
+	return file_node_proto_rawDescGZIP(), []int{48}
 }
 
 type CloneRequest struct {
@@ -2747,7 +2835,7 @@ type CloneRequest struct {
 
 func (x *CloneRequest) Reset() {
 	*x = CloneRequest{}
-	mi := &file_node_proto_msgTypes[47]
+	mi := &file_node_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2759,7 +2847,7 @@ func (x *CloneRequest) String() string {
 func (*CloneRequest) ProtoMessage() {}
 
 func (x *CloneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[47]
+	mi := &file_node_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2772,7 +2860,7 @@ func (x *CloneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneRequest.ProtoReflect.Descriptor instead.
 func (*CloneRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{47}
+	return file_node_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CloneRequest) GetRequestId() uint64 {
@@ -2832,7 +2920,7 @@ type Seed struct {
 
 func (x *Seed) Reset() {
 	*x = Seed{}
-	mi := &file_node_proto_msgTypes[48]
+	mi := &file_node_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +2932,7 @@ func (x *Seed) String() string {
 func (*Seed) ProtoMessage() {}
 
 func (x *Seed) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[48]
+	mi := &file_node_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +2945,7 @@ func (x *Seed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Seed.ProtoReflect.Descriptor instead.
 func (*Seed) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{48}
+	return file_node_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Seed) GetEpoch() uint64 {
@@ -2910,7 +2998,7 @@ type CheckRequest struct {
 
 func (x *CheckRequest) Reset() {
 	*x = CheckRequest{}
-	mi := &file_node_proto_msgTypes[49]
+	mi := &file_node_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2922,7 +3010,7 @@ func (x *CheckRequest) String() string {
 func (*CheckRequest) ProtoMessage() {}
 
 func (x *CheckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[49]
+	mi := &file_node_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2935,7 +3023,7 @@ func (x *CheckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckRequest.ProtoReflect.Descriptor instead.
 func (*CheckRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{49}
+	return file_node_proto_rawDescGZIP(), []int{51}
 }
 
 type CheckResponse struct {
@@ -2947,7 +3035,7 @@ type CheckResponse struct {
 
 func (x *CheckResponse) Reset() {
 	*x = CheckResponse{}
-	mi := &file_node_proto_msgTypes[50]
+	mi := &file_node_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2959,7 +3047,7 @@ func (x *CheckResponse) String() string {
 func (*CheckResponse) ProtoMessage() {}
 
 func (x *CheckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[50]
+	mi := &file_node_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2972,7 +3060,7 @@ func (x *CheckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckResponse.ProtoReflect.Descriptor instead.
 func (*CheckResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{50}
+	return file_node_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CheckResponse) GetProblem() string {
@@ -2990,7 +3078,7 @@ type TrafficRequest struct {
 
 func (x *TrafficRequest) Reset() {
 	*x = TrafficRequest{}
-	mi := &file_node_proto_msgTypes[51]
+	mi := &file_node_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3002,7 +3090,7 @@ func (x *TrafficRequest) String() string {
 func (*TrafficRequest) ProtoMessage() {}
 
 func (x *TrafficRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[51]
+	mi := &file_node_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3015,7 +3103,7 @@ func (x *TrafficRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficRequest.ProtoReflect.Descriptor instead.
 func (*TrafficRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{51}
+	return file_node_proto_rawDescGZIP(), []int{53}
 }
 
 // Of the pool's medium, since the node started: by all sessions.
@@ -3029,7 +3117,7 @@ type TrafficResponse struct {
 
 func (x *TrafficResponse) Reset() {
 	*x = TrafficResponse{}
-	mi := &file_node_proto_msgTypes[52]
+	mi := &file_node_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3041,7 +3129,7 @@ func (x *TrafficResponse) String() string {
 func (*TrafficResponse) ProtoMessage() {}
 
 func (x *TrafficResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[52]
+	mi := &file_node_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3054,7 +3142,7 @@ func (x *TrafficResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrafficResponse.ProtoReflect.Descriptor instead.
 func (*TrafficResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{52}
+	return file_node_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *TrafficResponse) GetBytesWritten() uint64 {
@@ -3079,7 +3167,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_node_proto_msgTypes[53]
+	mi := &file_node_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3091,7 +3179,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[53]
+	mi := &file_node_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3104,7 +3192,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{53}
+	return file_node_proto_rawDescGZIP(), []int{55}
 }
 
 // Of one message one field is set.
@@ -3123,7 +3211,7 @@ type WatchResponse struct {
 
 func (x *WatchResponse) Reset() {
 	*x = WatchResponse{}
-	mi := &file_node_proto_msgTypes[54]
+	mi := &file_node_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3135,7 +3223,7 @@ func (x *WatchResponse) String() string {
 func (*WatchResponse) ProtoMessage() {}
 
 func (x *WatchResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[54]
+	mi := &file_node_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3148,7 +3236,7 @@ func (x *WatchResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchResponse.ProtoReflect.Descriptor instead.
 func (*WatchResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{54}
+	return file_node_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *WatchResponse) GetPins() *Pins {
@@ -3181,7 +3269,7 @@ type Pins struct {
 
 func (x *Pins) Reset() {
 	*x = Pins{}
-	mi := &file_node_proto_msgTypes[55]
+	mi := &file_node_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3193,7 +3281,7 @@ func (x *Pins) String() string {
 func (*Pins) ProtoMessage() {}
 
 func (x *Pins) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[55]
+	mi := &file_node_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3206,7 +3294,7 @@ func (x *Pins) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pins.ProtoReflect.Descriptor instead.
 func (*Pins) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{55}
+	return file_node_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Pins) GetPins() []*PinGone {
@@ -3226,7 +3314,7 @@ type PinWanted struct {
 
 func (x *PinWanted) Reset() {
 	*x = PinWanted{}
-	mi := &file_node_proto_msgTypes[56]
+	mi := &file_node_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3238,7 +3326,7 @@ func (x *PinWanted) String() string {
 func (*PinWanted) ProtoMessage() {}
 
 func (x *PinWanted) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[56]
+	mi := &file_node_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3251,7 +3339,7 @@ func (x *PinWanted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinWanted.ProtoReflect.Descriptor instead.
 func (*PinWanted) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{56}
+	return file_node_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PinWanted) GetId() uint64 {
@@ -3278,7 +3366,7 @@ type PinGone struct {
 
 func (x *PinGone) Reset() {
 	*x = PinGone{}
-	mi := &file_node_proto_msgTypes[57]
+	mi := &file_node_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3290,7 +3378,7 @@ func (x *PinGone) String() string {
 func (*PinGone) ProtoMessage() {}
 
 func (x *PinGone) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[57]
+	mi := &file_node_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3303,7 +3391,7 @@ func (x *PinGone) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinGone.ProtoReflect.Descriptor instead.
 func (*PinGone) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{57}
+	return file_node_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *PinGone) GetIno() uint64 {
@@ -3332,7 +3420,7 @@ type PinnedRequest struct {
 
 func (x *PinnedRequest) Reset() {
 	*x = PinnedRequest{}
-	mi := &file_node_proto_msgTypes[58]
+	mi := &file_node_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3344,7 +3432,7 @@ func (x *PinnedRequest) String() string {
 func (*PinnedRequest) ProtoMessage() {}
 
 func (x *PinnedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[58]
+	mi := &file_node_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3357,7 +3445,7 @@ func (x *PinnedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinnedRequest.ProtoReflect.Descriptor instead.
 func (*PinnedRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{58}
+	return file_node_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *PinnedRequest) GetRequestId() uint64 {
@@ -3397,7 +3485,7 @@ type PinnedResponse struct {
 
 func (x *PinnedResponse) Reset() {
 	*x = PinnedResponse{}
-	mi := &file_node_proto_msgTypes[59]
+	mi := &file_node_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3409,7 +3497,7 @@ func (x *PinnedResponse) String() string {
 func (*PinnedResponse) ProtoMessage() {}
 
 func (x *PinnedResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[59]
+	mi := &file_node_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3422,7 +3510,7 @@ func (x *PinnedResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinnedResponse.ProtoReflect.Descriptor instead.
 func (*PinnedResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{59}
+	return file_node_proto_rawDescGZIP(), []int{61}
 }
 
 type PinRequest struct {
@@ -3434,7 +3522,7 @@ type PinRequest struct {
 
 func (x *PinRequest) Reset() {
 	*x = PinRequest{}
-	mi := &file_node_proto_msgTypes[60]
+	mi := &file_node_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3446,7 +3534,7 @@ func (x *PinRequest) String() string {
 func (*PinRequest) ProtoMessage() {}
 
 func (x *PinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[60]
+	mi := &file_node_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3459,7 +3547,7 @@ func (x *PinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinRequest.ProtoReflect.Descriptor instead.
 func (*PinRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{60}
+	return file_node_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *PinRequest) GetIno() uint64 {
@@ -3478,7 +3566,7 @@ type PinResponse struct {
 
 func (x *PinResponse) Reset() {
 	*x = PinResponse{}
-	mi := &file_node_proto_msgTypes[61]
+	mi := &file_node_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3490,7 +3578,7 @@ func (x *PinResponse) String() string {
 func (*PinResponse) ProtoMessage() {}
 
 func (x *PinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[61]
+	mi := &file_node_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3503,7 +3591,7 @@ func (x *PinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinResponse.ProtoReflect.Descriptor instead.
 func (*PinResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{61}
+	return file_node_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *PinResponse) GetCheckpoint() *Checkpoint {
@@ -3524,7 +3612,7 @@ type UnpinRequest struct {
 
 func (x *UnpinRequest) Reset() {
 	*x = UnpinRequest{}
-	mi := &file_node_proto_msgTypes[62]
+	mi := &file_node_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3536,7 +3624,7 @@ func (x *UnpinRequest) String() string {
 func (*UnpinRequest) ProtoMessage() {}
 
 func (x *UnpinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[62]
+	mi := &file_node_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3549,7 +3637,7 @@ func (x *UnpinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpinRequest.ProtoReflect.Descriptor instead.
 func (*UnpinRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{62}
+	return file_node_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *UnpinRequest) GetIno() uint64 {
@@ -3574,7 +3662,7 @@ type UnpinResponse struct {
 
 func (x *UnpinResponse) Reset() {
 	*x = UnpinResponse{}
-	mi := &file_node_proto_msgTypes[63]
+	mi := &file_node_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3586,7 +3674,7 @@ func (x *UnpinResponse) String() string {
 func (*UnpinResponse) ProtoMessage() {}
 
 func (x *UnpinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[63]
+	mi := &file_node_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3599,7 +3687,7 @@ func (x *UnpinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpinResponse.ProtoReflect.Descriptor instead.
 func (*UnpinResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{63}
+	return file_node_proto_rawDescGZIP(), []int{65}
 }
 
 type SharesRequest struct {
@@ -3610,7 +3698,7 @@ type SharesRequest struct {
 
 func (x *SharesRequest) Reset() {
 	*x = SharesRequest{}
-	mi := &file_node_proto_msgTypes[64]
+	mi := &file_node_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3622,7 +3710,7 @@ func (x *SharesRequest) String() string {
 func (*SharesRequest) ProtoMessage() {}
 
 func (x *SharesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[64]
+	mi := &file_node_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3635,7 +3723,7 @@ func (x *SharesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SharesRequest.ProtoReflect.Descriptor instead.
 func (*SharesRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{64}
+	return file_node_proto_rawDescGZIP(), []int{66}
 }
 
 type SharesResponse struct {
@@ -3648,7 +3736,7 @@ type SharesResponse struct {
 
 func (x *SharesResponse) Reset() {
 	*x = SharesResponse{}
-	mi := &file_node_proto_msgTypes[65]
+	mi := &file_node_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3660,7 +3748,7 @@ func (x *SharesResponse) String() string {
 func (*SharesResponse) ProtoMessage() {}
 
 func (x *SharesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[65]
+	mi := &file_node_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3673,7 +3761,7 @@ func (x *SharesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SharesResponse.ProtoReflect.Descriptor instead.
 func (*SharesResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{65}
+	return file_node_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *SharesResponse) GetShares() []*Share {
@@ -3696,7 +3784,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_node_proto_msgTypes[66]
+	mi := &file_node_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3708,7 +3796,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[66]
+	mi := &file_node_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3721,7 +3809,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{66}
+	return file_node_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *Share) GetName() string {
@@ -3774,7 +3862,7 @@ type Lease struct {
 
 func (x *Lease) Reset() {
 	*x = Lease{}
-	mi := &file_node_proto_msgTypes[67]
+	mi := &file_node_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3786,7 +3874,7 @@ func (x *Lease) String() string {
 func (*Lease) ProtoMessage() {}
 
 func (x *Lease) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[67]
+	mi := &file_node_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3799,7 +3887,7 @@ func (x *Lease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lease.ProtoReflect.Descriptor instead.
 func (*Lease) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{67}
+	return file_node_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Lease) GetSession() []byte {
@@ -3861,7 +3949,7 @@ type MakeShareRequest struct {
 
 func (x *MakeShareRequest) Reset() {
 	*x = MakeShareRequest{}
-	mi := &file_node_proto_msgTypes[68]
+	mi := &file_node_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3873,7 +3961,7 @@ func (x *MakeShareRequest) String() string {
 func (*MakeShareRequest) ProtoMessage() {}
 
 func (x *MakeShareRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[68]
+	mi := &file_node_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3886,7 +3974,7 @@ func (x *MakeShareRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeShareRequest.ProtoReflect.Descriptor instead.
 func (*MakeShareRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{68}
+	return file_node_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *MakeShareRequest) GetName() string {
@@ -3912,7 +4000,7 @@ type MakeShareResponse struct {
 
 func (x *MakeShareResponse) Reset() {
 	*x = MakeShareResponse{}
-	mi := &file_node_proto_msgTypes[69]
+	mi := &file_node_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3924,7 +4012,7 @@ func (x *MakeShareResponse) String() string {
 func (*MakeShareResponse) ProtoMessage() {}
 
 func (x *MakeShareResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[69]
+	mi := &file_node_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3937,7 +4025,7 @@ func (x *MakeShareResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MakeShareResponse.ProtoReflect.Descriptor instead.
 func (*MakeShareResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{69}
+	return file_node_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *MakeShareResponse) GetIno() uint64 {
@@ -3957,7 +4045,7 @@ type SetQuotaRequest struct {
 
 func (x *SetQuotaRequest) Reset() {
 	*x = SetQuotaRequest{}
-	mi := &file_node_proto_msgTypes[70]
+	mi := &file_node_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3969,7 +4057,7 @@ func (x *SetQuotaRequest) String() string {
 func (*SetQuotaRequest) ProtoMessage() {}
 
 func (x *SetQuotaRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[70]
+	mi := &file_node_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3982,7 +4070,7 @@ func (x *SetQuotaRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuotaRequest.ProtoReflect.Descriptor instead.
 func (*SetQuotaRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{70}
+	return file_node_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *SetQuotaRequest) GetName() string {
@@ -4007,7 +4095,7 @@ type SetQuotaResponse struct {
 
 func (x *SetQuotaResponse) Reset() {
 	*x = SetQuotaResponse{}
-	mi := &file_node_proto_msgTypes[71]
+	mi := &file_node_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4019,7 +4107,7 @@ func (x *SetQuotaResponse) String() string {
 func (*SetQuotaResponse) ProtoMessage() {}
 
 func (x *SetQuotaResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[71]
+	mi := &file_node_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4032,7 +4120,7 @@ func (x *SetQuotaResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetQuotaResponse.ProtoReflect.Descriptor instead.
 func (*SetQuotaResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{71}
+	return file_node_proto_rawDescGZIP(), []int{73}
 }
 
 type EndSessionRequest struct {
@@ -4045,7 +4133,7 @@ type EndSessionRequest struct {
 
 func (x *EndSessionRequest) Reset() {
 	*x = EndSessionRequest{}
-	mi := &file_node_proto_msgTypes[72]
+	mi := &file_node_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4057,7 +4145,7 @@ func (x *EndSessionRequest) String() string {
 func (*EndSessionRequest) ProtoMessage() {}
 
 func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[72]
+	mi := &file_node_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4070,7 +4158,7 @@ func (x *EndSessionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionRequest.ProtoReflect.Descriptor instead.
 func (*EndSessionRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{72}
+	return file_node_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *EndSessionRequest) GetShare() string {
@@ -4095,7 +4183,7 @@ type EndSessionResponse struct {
 
 func (x *EndSessionResponse) Reset() {
 	*x = EndSessionResponse{}
-	mi := &file_node_proto_msgTypes[73]
+	mi := &file_node_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4107,7 +4195,7 @@ func (x *EndSessionResponse) String() string {
 func (*EndSessionResponse) ProtoMessage() {}
 
 func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[73]
+	mi := &file_node_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4120,7 +4208,7 @@ func (x *EndSessionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSessionResponse.ProtoReflect.Descriptor instead.
 func (*EndSessionResponse) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{73}
+	return file_node_proto_rawDescGZIP(), []int{75}
 }
 
 var File_node_proto protoreflect.FileDescriptor
@@ -4138,7 +4226,7 @@ const file_node_proto_rawDesc = "" +
 	"\x06create\x18\x06 \x01(\bR\x06create\x12\x1b\n" +
 	"\tread_only\x18\a \x01(\bR\breadOnly\x12\x14\n" +
 	"\x05nonce\x18\b \x01(\fR\x05nonce\x12\x16\n" +
-	"\x06reader\x18\t \x01(\bR\x06reader\"\xc2\x02\n" +
+	"\x06reader\x18\t \x01(\bR\x06reader\"\xdf\x02\n" +
 	"\fOpenResponse\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\fR\x05token\x12\x14\n" +
@@ -4154,7 +4242,11 @@ const file_node_proto_rawDesc = "" +
 	"\x04pool\x18\t \x01(\tR\x04pool\x12\x18\n" +
 	"\aversion\x18\n" +
 	" \x01(\tR\aversion\x12\x1b\n" +
-	"\tread_only\x18\v \x01(\bR\breadOnly\"8\n" +
+	"\tread_only\x18\v \x01(\bR\breadOnly\x12\x1b\n" +
+	"\trdma_port\x18\f \x01(\rR\brdmaPort\"\x12\n" +
+	"\x10DataTokenRequest\")\n" +
+	"\x11DataTokenResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\fR\x05token\"8\n" +
 	"\x06Medium\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1a\n" +
 	"\bvolatile\x18\x02 \x01(\bR\bvolatile\"B\n" +
@@ -4414,7 +4506,7 @@ const file_node_proto_rawDesc = "" +
 	"\x11EndSessionRequest\x12\x14\n" +
 	"\x05share\x18\x01 \x01(\tR\x05share\x12\x18\n" +
 	"\asession\x18\x02 \x01(\fR\asession\"\x14\n" +
-	"\x12EndSessionResponse2\xb9\x14\n" +
+	"\x12EndSessionResponse2\x8d\x15\n" +
 	"\x04Node\x12C\n" +
 	"\x04Open\x12\x1c.rpmemfs.node.v1.OpenRequest\x1a\x1d.rpmemfs.node.v1.OpenResponse\x12R\n" +
 	"\tKeepAlive\x12!.rpmemfs.node.v1.KeepAliveRequest\x1a\".rpmemfs.node.v1.KeepAliveResponse\x12F\n" +
@@ -4441,7 +4533,8 @@ const file_node_proto_rawDesc = "" +
 	"\x0eDropCheckpoint\x12&.rpmemfs.node.v1.DropCheckpointRequest\x1a'.rpmemfs.node.v1.DropCheckpointResponse\x12F\n" +
 	"\x05Clone\x12\x1d.rpmemfs.node.v1.CloneRequest\x1a\x1e.rpmemfs.node.v1.InodeResponse\x12H\n" +
 	"\x05Check\x12\x1d.rpmemfs.node.v1.CheckRequest\x1a\x1e.rpmemfs.node.v1.CheckResponse0\x01\x12L\n" +
-	"\aTraffic\x12\x1f.rpmemfs.node.v1.TrafficRequest\x1a .rpmemfs.node.v1.TrafficResponse\x12H\n" +
+	"\aTraffic\x12\x1f.rpmemfs.node.v1.TrafficRequest\x1a .rpmemfs.node.v1.TrafficResponse\x12R\n" +
+	"\tDataToken\x12!.rpmemfs.node.v1.DataTokenRequest\x1a\".rpmemfs.node.v1.DataTokenResponse\x12H\n" +
 	"\x05Watch\x12\x1d.rpmemfs.node.v1.WatchRequest\x1a\x1e.rpmemfs.node.v1.WatchResponse0\x01\x12I\n" +
 	"\x06Pinned\x12\x1e.rpmemfs.node.v1.PinnedRequest\x1a\x1f.rpmemfs.node.v1.PinnedResponse\x12@\n" +
 	"\x03Pin\x12\x1b.rpmemfs.node.v1.PinRequest\x1a\x1c.rpmemfs.node.v1.PinResponse\x12F\n" +
@@ -4464,178 +4557,182 @@ func file_node_proto_rawDescGZIP() []byte {
 	return file_node_proto_rawDescData
 }
 
-var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 74)
+var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 76)
 var file_node_proto_goTypes = []any{
 	(*OpenRequest)(nil),            // 0: rpmemfs.node.v1.OpenRequest
 	(*OpenResponse)(nil),           // 1: rpmemfs.node.v1.OpenResponse
-	(*Medium)(nil),                 // 2: rpmemfs.node.v1.Medium
-	(*KeepAliveRequest)(nil),       // 3: rpmemfs.node.v1.KeepAliveRequest
-	(*KeepAliveResponse)(nil),      // 4: rpmemfs.node.v1.KeepAliveResponse
-	(*CloseRequest)(nil),           // 5: rpmemfs.node.v1.CloseRequest
-	(*CloseResponse)(nil),          // 6: rpmemfs.node.v1.CloseResponse
-	(*Inode)(nil),                  // 7: rpmemfs.node.v1.Inode
-	(*InodeResponse)(nil),          // 8: rpmemfs.node.v1.InodeResponse
-	(*LookupRequest)(nil),          // 9: rpmemfs.node.v1.LookupRequest
-	(*InodeRequest)(nil),           // 10: rpmemfs.node.v1.InodeRequest
-	(*CreateRequest)(nil),          // 11: rpmemfs.node.v1.CreateRequest
-	(*LinkRequest)(nil),            // 12: rpmemfs.node.v1.LinkRequest
-	(*UnlinkRequest)(nil),          // 13: rpmemfs.node.v1.UnlinkRequest
-	(*RmdirRequest)(nil),           // 14: rpmemfs.node.v1.RmdirRequest
-	(*RmdirResponse)(nil),          // 15: rpmemfs.node.v1.RmdirResponse
-	(*RenameRequest)(nil),          // 16: rpmemfs.node.v1.RenameRequest
-	(*RenameResponse)(nil),         // 17: rpmemfs.node.v1.RenameResponse
-	(*ReadDirRequest)(nil),         // 18: rpmemfs.node.v1.ReadDirRequest
-	(*ReadDirResponse)(nil),        // 19: rpmemfs.node.v1.ReadDirResponse
-	(*Entry)(nil),                  // 20: rpmemfs.node.v1.Entry
-	(*SetInodeRequest)(nil),        // 21: rpmemfs.node.v1.SetInodeRequest
-	(*ReapRequest)(nil),            // 22: rpmemfs.node.v1.ReapRequest
-	(*ReapResponse)(nil),           // 23: rpmemfs.node.v1.ReapResponse
-	(*XattrRequest)(nil),           // 24: rpmemfs.node.v1.XattrRequest
-	(*XattrResponse)(nil),          // 25: rpmemfs.node.v1.XattrResponse
-	(*XattrsRequest)(nil),          // 26: rpmemfs.node.v1.XattrsRequest
-	(*XattrsResponse)(nil),         // 27: rpmemfs.node.v1.XattrsResponse
-	(*SetXattrRequest)(nil),        // 28: rpmemfs.node.v1.SetXattrRequest
-	(*SetXattrResponse)(nil),       // 29: rpmemfs.node.v1.SetXattrResponse
-	(*RemoveXattrRequest)(nil),     // 30: rpmemfs.node.v1.RemoveXattrRequest
-	(*RemoveXattrResponse)(nil),    // 31: rpmemfs.node.v1.RemoveXattrResponse
-	(*UsageRequest)(nil),           // 32: rpmemfs.node.v1.UsageRequest
-	(*UsageResponse)(nil),          // 33: rpmemfs.node.v1.UsageResponse
-	(*Run)(nil),                    // 34: rpmemfs.node.v1.Run
-	(*GrantRequest)(nil),           // 35: rpmemfs.node.v1.GrantRequest
-	(*GrantResponse)(nil),          // 36: rpmemfs.node.v1.GrantResponse
-	(*ReturnRequest)(nil),          // 37: rpmemfs.node.v1.ReturnRequest
-	(*ReturnResponse)(nil),         // 38: rpmemfs.node.v1.ReturnResponse
-	(*LocateRequest)(nil),          // 39: rpmemfs.node.v1.LocateRequest
-	(*LocateResponse)(nil),         // 40: rpmemfs.node.v1.LocateResponse
-	(*Checkpoint)(nil),             // 41: rpmemfs.node.v1.Checkpoint
-	(*Tree)(nil),                   // 42: rpmemfs.node.v1.Tree
-	(*SaveCheckpointRequest)(nil),  // 43: rpmemfs.node.v1.SaveCheckpointRequest
-	(*SaveCheckpointResponse)(nil), // 44: rpmemfs.node.v1.SaveCheckpointResponse
-	(*DropCheckpointRequest)(nil),  // 45: rpmemfs.node.v1.DropCheckpointRequest
-	(*DropCheckpointResponse)(nil), // 46: rpmemfs.node.v1.DropCheckpointResponse
-	(*CloneRequest)(nil),           // 47: rpmemfs.node.v1.CloneRequest
-	(*Seed)(nil),                   // 48: rpmemfs.node.v1.Seed
-	(*CheckRequest)(nil),           // 49: rpmemfs.node.v1.CheckRequest
-	(*CheckResponse)(nil),          // 50: rpmemfs.node.v1.CheckResponse
-	(*TrafficRequest)(nil),         // 51: rpmemfs.node.v1.TrafficRequest
-	(*TrafficResponse)(nil),        // 52: rpmemfs.node.v1.TrafficResponse
-	(*WatchRequest)(nil),           // 53: rpmemfs.node.v1.WatchRequest
-	(*WatchResponse)(nil),          // 54: rpmemfs.node.v1.WatchResponse
-	(*Pins)(nil),                   // 55: rpmemfs.node.v1.Pins
-	(*PinWanted)(nil),              // 56: rpmemfs.node.v1.PinWanted
-	(*PinGone)(nil),                // 57: rpmemfs.node.v1.PinGone
-	(*PinnedRequest)(nil),          // 58: rpmemfs.node.v1.PinnedRequest
-	(*PinnedResponse)(nil),         // 59: rpmemfs.node.v1.PinnedResponse
-	(*PinRequest)(nil),             // 60: rpmemfs.node.v1.PinRequest
-	(*PinResponse)(nil),            // 61: rpmemfs.node.v1.PinResponse
-	(*UnpinRequest)(nil),           // 62: rpmemfs.node.v1.UnpinRequest
-	(*UnpinResponse)(nil),          // 63: rpmemfs.node.v1.UnpinResponse
-	(*SharesRequest)(nil),          // 64: rpmemfs.node.v1.SharesRequest
-	(*SharesResponse)(nil),         // 65: rpmemfs.node.v1.SharesResponse
-	(*Share)(nil),                  // 66: rpmemfs.node.v1.Share
-	(*Lease)(nil),                  // 67: rpmemfs.node.v1.Lease
-	(*MakeShareRequest)(nil),       // 68: rpmemfs.node.v1.MakeShareRequest
-	(*MakeShareResponse)(nil),      // 69: rpmemfs.node.v1.MakeShareResponse
-	(*SetQuotaRequest)(nil),        // 70: rpmemfs.node.v1.SetQuotaRequest
-	(*SetQuotaResponse)(nil),       // 71: rpmemfs.node.v1.SetQuotaResponse
-	(*EndSessionRequest)(nil),      // 72: rpmemfs.node.v1.EndSessionRequest
-	(*EndSessionResponse)(nil),     // 73: rpmemfs.node.v1.EndSessionResponse
+	(*DataTokenRequest)(nil),       // 2: rpmemfs.node.v1.DataTokenRequest
+	(*DataTokenResponse)(nil),      // 3: rpmemfs.node.v1.DataTokenResponse
+	(*Medium)(nil),                 // 4: rpmemfs.node.v1.Medium
+	(*KeepAliveRequest)(nil),       // 5: rpmemfs.node.v1.KeepAliveRequest
+	(*KeepAliveResponse)(nil),      // 6: rpmemfs.node.v1.KeepAliveResponse
+	(*CloseRequest)(nil),           // 7: rpmemfs.node.v1.CloseRequest
+	(*CloseResponse)(nil),          // 8: rpmemfs.node.v1.CloseResponse
+	(*Inode)(nil),                  // 9: rpmemfs.node.v1.Inode
+	(*InodeResponse)(nil),          // 10: rpmemfs.node.v1.InodeResponse
+	(*LookupRequest)(nil),          // 11: rpmemfs.node.v1.LookupRequest
+	(*InodeRequest)(nil),           // 12: rpmemfs.node.v1.InodeRequest
+	(*CreateRequest)(nil),          // 13: rpmemfs.node.v1.CreateRequest
+	(*LinkRequest)(nil),            // 14: rpmemfs.node.v1.LinkRequest
+	(*UnlinkRequest)(nil),          // 15: rpmemfs.node.v1.UnlinkRequest
+	(*RmdirRequest)(nil),           // 16: rpmemfs.node.v1.RmdirRequest
+	(*RmdirResponse)(nil),          // 17: rpmemfs.node.v1.RmdirResponse
+	(*RenameRequest)(nil),          // 18: rpmemfs.node.v1.RenameRequest
+	(*RenameResponse)(nil),         // 19: rpmemfs.node.v1.RenameResponse
+	(*ReadDirRequest)(nil),         // 20: rpmemfs.node.v1.ReadDirRequest
+	(*ReadDirResponse)(nil),        // 21: rpmemfs.node.v1.ReadDirResponse
+	(*Entry)(nil),                  // 22: rpmemfs.node.v1.Entry
+	(*SetInodeRequest)(nil),        // 23: rpmemfs.node.v1.SetInodeRequest
+	(*ReapRequest)(nil),            // 24: rpmemfs.node.v1.ReapRequest
+	(*ReapResponse)(nil),           // 25: rpmemfs.node.v1.ReapResponse
+	(*XattrRequest)(nil),           // 26: rpmemfs.node.v1.XattrRequest
+	(*XattrResponse)(nil),          // 27: rpmemfs.node.v1.XattrResponse
+	(*XattrsRequest)(nil),          // 28: rpmemfs.node.v1.XattrsRequest
+	(*XattrsResponse)(nil),         // 29: rpmemfs.node.v1.XattrsResponse
+	(*SetXattrRequest)(nil),        // 30: rpmemfs.node.v1.SetXattrRequest
+	(*SetXattrResponse)(nil),       // 31: rpmemfs.node.v1.SetXattrResponse
+	(*RemoveXattrRequest)(nil),     // 32: rpmemfs.node.v1.RemoveXattrRequest
+	(*RemoveXattrResponse)(nil),    // 33: rpmemfs.node.v1.RemoveXattrResponse
+	(*UsageRequest)(nil),           // 34: rpmemfs.node.v1.UsageRequest
+	(*UsageResponse)(nil),          // 35: rpmemfs.node.v1.UsageResponse
+	(*Run)(nil),                    // 36: rpmemfs.node.v1.Run
+	(*GrantRequest)(nil),           // 37: rpmemfs.node.v1.GrantRequest
+	(*GrantResponse)(nil),          // 38: rpmemfs.node.v1.GrantResponse
+	(*ReturnRequest)(nil),          // 39: rpmemfs.node.v1.ReturnRequest
+	(*ReturnResponse)(nil),         // 40: rpmemfs.node.v1.ReturnResponse
+	(*LocateRequest)(nil),          // 41: rpmemfs.node.v1.LocateRequest
+	(*LocateResponse)(nil),         // 42: rpmemfs.node.v1.LocateResponse
+	(*Checkpoint)(nil),             // 43: rpmemfs.node.v1.Checkpoint
+	(*Tree)(nil),                   // 44: rpmemfs.node.v1.Tree
+	(*SaveCheckpointRequest)(nil),  // 45: rpmemfs.node.v1.SaveCheckpointRequest
+	(*SaveCheckpointResponse)(nil), // 46: rpmemfs.node.v1.SaveCheckpointResponse
+	(*DropCheckpointRequest)(nil),  // 47: rpmemfs.node.v1.DropCheckpointRequest
+	(*DropCheckpointResponse)(nil), // 48: rpmemfs.node.v1.DropCheckpointResponse
+	(*CloneRequest)(nil),           // 49: rpmemfs.node.v1.CloneRequest
+	(*Seed)(nil),                   // 50: rpmemfs.node.v1.Seed
+	(*CheckRequest)(nil),           // 51: rpmemfs.node.v1.CheckRequest
+	(*CheckResponse)(nil),          // 52: rpmemfs.node.v1.CheckResponse
+	(*TrafficRequest)(nil),         // 53: rpmemfs.node.v1.TrafficRequest
+	(*TrafficResponse)(nil),        // 54: rpmemfs.node.v1.TrafficResponse
+	(*WatchRequest)(nil),           // 55: rpmemfs.node.v1.WatchRequest
+	(*WatchResponse)(nil),          // 56: rpmemfs.node.v1.WatchResponse
+	(*Pins)(nil),                   // 57: rpmemfs.node.v1.Pins
+	(*PinWanted)(nil),              // 58: rpmemfs.node.v1.PinWanted
+	(*PinGone)(nil),                // 59: rpmemfs.node.v1.PinGone
+	(*PinnedRequest)(nil),          // 60: rpmemfs.node.v1.PinnedRequest
+	(*PinnedResponse)(nil),         // 61: rpmemfs.node.v1.PinnedResponse
+	(*PinRequest)(nil),             // 62: rpmemfs.node.v1.PinRequest
+	(*PinResponse)(nil),            // 63: rpmemfs.node.v1.PinResponse
+	(*UnpinRequest)(nil),           // 64: rpmemfs.node.v1.UnpinRequest
+	(*UnpinResponse)(nil),          // 65: rpmemfs.node.v1.UnpinResponse
+	(*SharesRequest)(nil),          // 66: rpmemfs.node.v1.SharesRequest
+	(*SharesResponse)(nil),         // 67: rpmemfs.node.v1.SharesResponse
+	(*Share)(nil),                  // 68: rpmemfs.node.v1.Share
+	(*Lease)(nil),                  // 69: rpmemfs.node.v1.Lease
+	(*MakeShareRequest)(nil),       // 70: rpmemfs.node.v1.MakeShareRequest
+	(*MakeShareResponse)(nil),      // 71: rpmemfs.node.v1.MakeShareResponse
+	(*SetQuotaRequest)(nil),        // 72: rpmemfs.node.v1.SetQuotaRequest
+	(*SetQuotaResponse)(nil),       // 73: rpmemfs.node.v1.SetQuotaResponse
+	(*EndSessionRequest)(nil),      // 74: rpmemfs.node.v1.EndSessionRequest
+	(*EndSessionResponse)(nil),     // 75: rpmemfs.node.v1.EndSessionResponse
 }
 var file_node_proto_depIdxs = []int32{
-	2,  // 0: rpmemfs.node.v1.OpenResponse.medium:type_name -> rpmemfs.node.v1.Medium
-	7,  // 1: rpmemfs.node.v1.InodeResponse.inode:type_name -> rpmemfs.node.v1.Inode
-	7,  // 2: rpmemfs.node.v1.CreateRequest.inode:type_name -> rpmemfs.node.v1.Inode
-	7,  // 3: rpmemfs.node.v1.RenameResponse.lost:type_name -> rpmemfs.node.v1.Inode
-	20, // 4: rpmemfs.node.v1.ReadDirResponse.entries:type_name -> rpmemfs.node.v1.Entry
-	7,  // 5: rpmemfs.node.v1.SetInodeRequest.old:type_name -> rpmemfs.node.v1.Inode
-	7,  // 6: rpmemfs.node.v1.SetInodeRequest.new:type_name -> rpmemfs.node.v1.Inode
-	34, // 7: rpmemfs.node.v1.GrantResponse.runs:type_name -> rpmemfs.node.v1.Run
-	34, // 8: rpmemfs.node.v1.ReturnRequest.runs:type_name -> rpmemfs.node.v1.Run
-	34, // 9: rpmemfs.node.v1.LocateResponse.extents:type_name -> rpmemfs.node.v1.Run
-	41, // 10: rpmemfs.node.v1.LocateResponse.checkpoints:type_name -> rpmemfs.node.v1.Checkpoint
-	42, // 11: rpmemfs.node.v1.Checkpoint.tree:type_name -> rpmemfs.node.v1.Tree
-	41, // 12: rpmemfs.node.v1.SaveCheckpointRequest.checkpoint:type_name -> rpmemfs.node.v1.Checkpoint
-	7,  // 13: rpmemfs.node.v1.CloneRequest.inode:type_name -> rpmemfs.node.v1.Inode
-	48, // 14: rpmemfs.node.v1.CloneRequest.seed:type_name -> rpmemfs.node.v1.Seed
-	42, // 15: rpmemfs.node.v1.Seed.tree:type_name -> rpmemfs.node.v1.Tree
-	55, // 16: rpmemfs.node.v1.WatchResponse.pins:type_name -> rpmemfs.node.v1.Pins
-	56, // 17: rpmemfs.node.v1.WatchResponse.wanted:type_name -> rpmemfs.node.v1.PinWanted
-	57, // 18: rpmemfs.node.v1.WatchResponse.gone:type_name -> rpmemfs.node.v1.PinGone
-	57, // 19: rpmemfs.node.v1.Pins.pins:type_name -> rpmemfs.node.v1.PinGone
-	41, // 20: rpmemfs.node.v1.PinnedRequest.checkpoint:type_name -> rpmemfs.node.v1.Checkpoint
-	41, // 21: rpmemfs.node.v1.PinResponse.checkpoint:type_name -> rpmemfs.node.v1.Checkpoint
-	66, // 22: rpmemfs.node.v1.SharesResponse.shares:type_name -> rpmemfs.node.v1.Share
-	67, // 23: rpmemfs.node.v1.Share.lease:type_name -> rpmemfs.node.v1.Lease
+	4,  // 0: rpmemfs.node.v1.OpenResponse.medium:type_name -> rpmemfs.node.v1.Medium
+	9,  // 1: rpmemfs.node.v1.InodeResponse.inode:type_name -> rpmemfs.node.v1.Inode
+	9,  // 2: rpmemfs.node.v1.CreateRequest.inode:type_name -> rpmemfs.node.v1.Inode
+	9,  // 3: rpmemfs.node.v1.RenameResponse.lost:type_name -> rpmemfs.node.v1.Inode
+	22, // 4: rpmemfs.node.v1.ReadDirResponse.entries:type_name -> rpmemfs.node.v1.Entry
+	9,  // 5: rpmemfs.node.v1.SetInodeRequest.old:type_name -> rpmemfs.node.v1.Inode
+	9,  // 6: rpmemfs.node.v1.SetInodeRequest.new:type_name -> rpmemfs.node.v1.Inode
+	36, // 7: rpmemfs.node.v1.GrantResponse.runs:type_name -> rpmemfs.node.v1.Run
+	36, // 8: rpmemfs.node.v1.ReturnRequest.runs:type_name -> rpmemfs.node.v1.Run
+	36, // 9: rpmemfs.node.v1.LocateResponse.extents:type_name -> rpmemfs.node.v1.Run
+	43, // 10: rpmemfs.node.v1.LocateResponse.checkpoints:type_name -> rpmemfs.node.v1.Checkpoint
+	44, // 11: rpmemfs.node.v1.Checkpoint.tree:type_name -> rpmemfs.node.v1.Tree
+	43, // 12: rpmemfs.node.v1.SaveCheckpointRequest.checkpoint:type_name -> rpmemfs.node.v1.Checkpoint
+	9,  // 13: rpmemfs.node.v1.CloneRequest.inode:type_name -> rpmemfs.node.v1.Inode
+	50, // 14: rpmemfs.node.v1.CloneRequest.seed:type_name -> rpmemfs.node.v1.Seed
+	44, // 15: rpmemfs.node.v1.Seed.tree:type_name -> rpmemfs.node.v1.Tree
+	57, // 16: rpmemfs.node.v1.WatchResponse.pins:type_name -> rpmemfs.node.v1.Pins
+	58, // 17: rpmemfs.node.v1.WatchResponse.wanted:type_name -> rpmemfs.node.v1.PinWanted
+	59, // 18: rpmemfs.node.v1.WatchResponse.gone:type_name -> rpmemfs.node.v1.PinGone
+	59, // 19: rpmemfs.node.v1.Pins.pins:type_name -> rpmemfs.node.v1.PinGone
+	43, // 20: rpmemfs.node.v1.PinnedRequest.checkpoint:type_name -> rpmemfs.node.v1.Checkpoint
+	43, // 21: rpmemfs.node.v1.PinResponse.checkpoint:type_name -> rpmemfs.node.v1.Checkpoint
+	68, // 22: rpmemfs.node.v1.SharesResponse.shares:type_name -> rpmemfs.node.v1.Share
+	69, // 23: rpmemfs.node.v1.Share.lease:type_name -> rpmemfs.node.v1.Lease
 	0,  // 24: rpmemfs.node.v1.Node.Open:input_type -> rpmemfs.node.v1.OpenRequest
-	3,  // 25: rpmemfs.node.v1.Node.KeepAlive:input_type -> rpmemfs.node.v1.KeepAliveRequest
-	5,  // 26: rpmemfs.node.v1.Node.Close:input_type -> rpmemfs.node.v1.CloseRequest
-	9,  // 27: rpmemfs.node.v1.Node.Lookup:input_type -> rpmemfs.node.v1.LookupRequest
-	10, // 28: rpmemfs.node.v1.Node.Inode:input_type -> rpmemfs.node.v1.InodeRequest
-	11, // 29: rpmemfs.node.v1.Node.Create:input_type -> rpmemfs.node.v1.CreateRequest
-	12, // 30: rpmemfs.node.v1.Node.Link:input_type -> rpmemfs.node.v1.LinkRequest
-	13, // 31: rpmemfs.node.v1.Node.Unlink:input_type -> rpmemfs.node.v1.UnlinkRequest
-	14, // 32: rpmemfs.node.v1.Node.Rmdir:input_type -> rpmemfs.node.v1.RmdirRequest
-	16, // 33: rpmemfs.node.v1.Node.Rename:input_type -> rpmemfs.node.v1.RenameRequest
-	18, // 34: rpmemfs.node.v1.Node.ReadDir:input_type -> rpmemfs.node.v1.ReadDirRequest
-	21, // 35: rpmemfs.node.v1.Node.SetInode:input_type -> rpmemfs.node.v1.SetInodeRequest
-	22, // 36: rpmemfs.node.v1.Node.Reap:input_type -> rpmemfs.node.v1.ReapRequest
-	24, // 37: rpmemfs.node.v1.Node.Xattr:input_type -> rpmemfs.node.v1.XattrRequest
-	26, // 38: rpmemfs.node.v1.Node.Xattrs:input_type -> rpmemfs.node.v1.XattrsRequest
-	28, // 39: rpmemfs.node.v1.Node.SetXattr:input_type -> rpmemfs.node.v1.SetXattrRequest
-	30, // 40: rpmemfs.node.v1.Node.RemoveXattr:input_type -> rpmemfs.node.v1.RemoveXattrRequest
-	32, // 41: rpmemfs.node.v1.Node.Usage:input_type -> rpmemfs.node.v1.UsageRequest
-	35, // 42: rpmemfs.node.v1.Node.Grant:input_type -> rpmemfs.node.v1.GrantRequest
-	37, // 43: rpmemfs.node.v1.Node.Return:input_type -> rpmemfs.node.v1.ReturnRequest
-	39, // 44: rpmemfs.node.v1.Node.Locate:input_type -> rpmemfs.node.v1.LocateRequest
-	43, // 45: rpmemfs.node.v1.Node.SaveCheckpoint:input_type -> rpmemfs.node.v1.SaveCheckpointRequest
-	45, // 46: rpmemfs.node.v1.Node.DropCheckpoint:input_type -> rpmemfs.node.v1.DropCheckpointRequest
-	47, // 47: rpmemfs.node.v1.Node.Clone:input_type -> rpmemfs.node.v1.CloneRequest
-	49, // 48: rpmemfs.node.v1.Node.Check:input_type -> rpmemfs.node.v1.CheckRequest
-	51, // 49: rpmemfs.node.v1.Node.Traffic:input_type -> rpmemfs.node.v1.TrafficRequest
-	53, // 50: rpmemfs.node.v1.Node.Watch:input_type -> rpmemfs.node.v1.WatchRequest
-	58, // 51: rpmemfs.node.v1.Node.Pinned:input_type -> rpmemfs.node.v1.PinnedRequest
-	60, // 52: rpmemfs.node.v1.Node.Pin:input_type -> rpmemfs.node.v1.PinRequest
-	62, // 53: rpmemfs.node.v1.Node.Unpin:input_type -> rpmemfs.node.v1.UnpinRequest
-	64, // 54: rpmemfs.node.v1.Node.Shares:input_type -> rpmemfs.node.v1.SharesRequest
-	68, // 55: rpmemfs.node.v1.Node.MakeShare:input_type -> rpmemfs.node.v1.MakeShareRequest
-	70, // 56: rpmemfs.node.v1.Node.SetQuota:input_type -> rpmemfs.node.v1.SetQuotaRequest
-	72, // 57: rpmemfs.node.v1.Node.EndSession:input_type -> rpmemfs.node.v1.EndSessionRequest
-	1,  // 58: rpmemfs.node.v1.Node.Open:output_type -> rpmemfs.node.v1.OpenResponse
-	4,  // 59: rpmemfs.node.v1.Node.KeepAlive:output_type -> rpmemfs.node.v1.KeepAliveResponse
-	6,  // 60: rpmemfs.node.v1.Node.Close:output_type -> rpmemfs.node.v1.CloseResponse
-	8,  // 61: rpmemfs.node.v1.Node.Lookup:output_type -> rpmemfs.node.v1.InodeResponse
-	8,  // 62: rpmemfs.node.v1.Node.Inode:output_type -> rpmemfs.node.v1.InodeResponse
-	8,  // 63: rpmemfs.node.v1.Node.Create:output_type -> rpmemfs.node.v1.InodeResponse
-	8,  // 64: rpmemfs.node.v1.Node.Link:output_type -> rpmemfs.node.v1.InodeResponse
-	8,  // 65: rpmemfs.node.v1.Node.Unlink:output_type -> rpmemfs.node.v1.InodeResponse
-	15, // 66: rpmemfs.node.v1.Node.Rmdir:output_type -> rpmemfs.node.v1.RmdirResponse
-	17, // 67: rpmemfs.node.v1.Node.Rename:output_type -> rpmemfs.node.v1.RenameResponse
-	19, // 68: rpmemfs.node.v1.Node.ReadDir:output_type -> rpmemfs.node.v1.ReadDirResponse
-	8,  // 69: rpmemfs.node.v1.Node.SetInode:output_type -> rpmemfs.node.v1.InodeResponse
-	23, // 70: rpmemfs.node.v1.Node.Reap:output_type -> rpmemfs.node.v1.ReapResponse
-	25, // 71: rpmemfs.node.v1.Node.Xattr:output_type -> rpmemfs.node.v1.XattrResponse
-	27, // 72: rpmemfs.node.v1.Node.Xattrs:output_type -> rpmemfs.node.v1.XattrsResponse
-	29, // 73: rpmemfs.node.v1.Node.SetXattr:output_type -> rpmemfs.node.v1.SetXattrResponse
-	31, // 74: rpmemfs.node.v1.Node.RemoveXattr:output_type -> rpmemfs.node.v1.RemoveXattrResponse
-	33, // 75: rpmemfs.node.v1.Node.Usage:output_type -> rpmemfs.node.v1.UsageResponse
-	36, // 76: rpmemfs.node.v1.Node.Grant:output_type -> rpmemfs.node.v1.GrantResponse
-	38, // 77: rpmemfs.node.v1.Node.Return:output_type -> rpmemfs.node.v1.ReturnResponse
-	40, // 78: rpmemfs.node.v1.Node.Locate:output_type -> rpmemfs.node.v1.LocateResponse
-	44, // 79: rpmemfs.node.v1.Node.SaveCheckpoint:output_type -> rpmemfs.node.v1.SaveCheckpointResponse
-	46, // 80: rpmemfs.node.v1.Node.DropCheckpoint:output_type -> rpmemfs.node.v1.DropCheckpointResponse
-	8,  // 81: rpmemfs.node.v1.Node.Clone:output_type -> rpmemfs.node.v1.InodeResponse
-	50, // 82: rpmemfs.node.v1.Node.Check:output_type -> rpmemfs.node.v1.CheckResponse
-	52, // 83: rpmemfs.node.v1.Node.Traffic:output_type -> rpmemfs.node.v1.TrafficResponse
-	54, // 84: rpmemfs.node.v1.Node.Watch:output_type -> rpmemfs.node.v1.WatchResponse
-	59, // 85: rpmemfs.node.v1.Node.Pinned:output_type -> rpmemfs.node.v1.PinnedResponse
-	61, // 86: rpmemfs.node.v1.Node.Pin:output_type -> rpmemfs.node.v1.PinResponse
-	63, // 87: rpmemfs.node.v1.Node.Unpin:output_type -> rpmemfs.node.v1.UnpinResponse
-	65, // 88: rpmemfs.node.v1.Node.Shares:output_type -> rpmemfs.node.v1.SharesResponse
-	69, // 89: rpmemfs.node.v1.Node.MakeShare:output_type -> rpmemfs.node.v1.MakeShareResponse
-	71, // 90: rpmemfs.node.v1.Node.SetQuota:output_type -> rpmemfs.node.v1.SetQuotaResponse
-	73, // 91: rpmemfs.node.v1.Node.EndSession:output_type -> rpmemfs.node.v1.EndSessionResponse
-	58, // [58:92] is the sub-list for method output_type
-	24, // [24:58] is the sub-list for method input_type
+	5,  // 25: rpmemfs.node.v1.Node.KeepAlive:input_type -> rpmemfs.node.v1.KeepAliveRequest
+	7,  // 26: rpmemfs.node.v1.Node.Close:input_type -> rpmemfs.node.v1.CloseRequest
+	11, // 27: rpmemfs.node.v1.Node.Lookup:input_type -> rpmemfs.node.v1.LookupRequest
+	12, // 28: rpmemfs.node.v1.Node.Inode:input_type -> rpmemfs.node.v1.InodeRequest
+	13, // 29: rpmemfs.node.v1.Node.Create:input_type -> rpmemfs.node.v1.CreateRequest
+	14, // 30: rpmemfs.node.v1.Node.Link:input_type -> rpmemfs.node.v1.LinkRequest
+	15, // 31: rpmemfs.node.v1.Node.Unlink:input_type -> rpmemfs.node.v1.UnlinkRequest
+	16, // 32: rpmemfs.node.v1.Node.Rmdir:input_type -> rpmemfs.node.v1.RmdirRequest
+	18, // 33: rpmemfs.node.v1.Node.Rename:input_type -> rpmemfs.node.v1.RenameRequest
+	20, // 34: rpmemfs.node.v1.Node.ReadDir:input_type -> rpmemfs.node.v1.ReadDirRequest
+	23, // 35: rpmemfs.node.v1.Node.SetInode:input_type -> rpmemfs.node.v1.SetInodeRequest
+	24, // 36: rpmemfs.node.v1.Node.Reap:input_type -> rpmemfs.node.v1.ReapRequest
+	26, // 37: rpmemfs.node.v1.Node.Xattr:input_type -> rpmemfs.node.v1.XattrRequest
+	28, // 38: rpmemfs.node.v1.Node.Xattrs:input_type -> rpmemfs.node.v1.XattrsRequest
+	30, // 39: rpmemfs.node.v1.Node.SetXattr:input_type -> rpmemfs.node.v1.SetXattrRequest
+	32, // 40: rpmemfs.node.v1.Node.RemoveXattr:input_type -> rpmemfs.node.v1.RemoveXattrRequest
+	34, // 41: rpmemfs.node.v1.Node.Usage:input_type -> rpmemfs.node.v1.UsageRequest
+	37, // 42: rpmemfs.node.v1.Node.Grant:input_type -> rpmemfs.node.v1.GrantRequest
+	39, // 43: rpmemfs.node.v1.Node.Return:input_type -> rpmemfs.node.v1.ReturnRequest
+	41, // 44: rpmemfs.node.v1.Node.Locate:input_type -> rpmemfs.node.v1.LocateRequest
+	45, // 45: rpmemfs.node.v1.Node.SaveCheckpoint:input_type -> rpmemfs.node.v1.SaveCheckpointRequest
+	47, // 46: rpmemfs.node.v1.Node.DropCheckpoint:input_type -> rpmemfs.node.v1.DropCheckpointRequest
+	49, // 47: rpmemfs.node.v1.Node.Clone:input_type -> rpmemfs.node.v1.CloneRequest
+	51, // 48: rpmemfs.node.v1.Node.Check:input_type -> rpmemfs.node.v1.CheckRequest
+	53, // 49: rpmemfs.node.v1.Node.Traffic:input_type -> rpmemfs.node.v1.TrafficRequest
+	2,  // 50: rpmemfs.node.v1.Node.DataToken:input_type -> rpmemfs.node.v1.DataTokenRequest
+	55, // 51: rpmemfs.node.v1.Node.Watch:input_type -> rpmemfs.node.v1.WatchRequest
+	60, // 52: rpmemfs.node.v1.Node.Pinned:input_type -> rpmemfs.node.v1.PinnedRequest
+	62, // 53: rpmemfs.node.v1.Node.Pin:input_type -> rpmemfs.node.v1.PinRequest
+	64, // 54: rpmemfs.node.v1.Node.Unpin:input_type -> rpmemfs.node.v1.UnpinRequest
+	66, // 55: rpmemfs.node.v1.Node.Shares:input_type -> rpmemfs.node.v1.SharesRequest
+	70, // 56: rpmemfs.node.v1.Node.MakeShare:input_type -> rpmemfs.node.v1.MakeShareRequest
+	72, // 57: rpmemfs.node.v1.Node.SetQuota:input_type -> rpmemfs.node.v1.SetQuotaRequest
+	74, // 58: rpmemfs.node.v1.Node.EndSession:input_type -> rpmemfs.node.v1.EndSessionRequest
+	1,  // 59: rpmemfs.node.v1.Node.Open:output_type -> rpmemfs.node.v1.OpenResponse
+	6,  // 60: rpmemfs.node.v1.Node.KeepAlive:output_type -> rpmemfs.node.v1.KeepAliveResponse
+	8,  // 61: rpmemfs.node.v1.Node.Close:output_type -> rpmemfs.node.v1.CloseResponse
+	10, // 62: rpmemfs.node.v1.Node.Lookup:output_type -> rpmemfs.node.v1.InodeResponse
+	10, // 63: rpmemfs.node.v1.Node.Inode:output_type -> rpmemfs.node.v1.InodeResponse
+	10, // 64: rpmemfs.node.v1.Node.Create:output_type -> rpmemfs.node.v1.InodeResponse
+	10, // 65: rpmemfs.node.v1.Node.Link:output_type -> rpmemfs.node.v1.InodeResponse
+	10, // 66: rpmemfs.node.v1.Node.Unlink:output_type -> rpmemfs.node.v1.InodeResponse
+	17, // 67: rpmemfs.node.v1.Node.Rmdir:output_type -> rpmemfs.node.v1.RmdirResponse
+	19, // 68: rpmemfs.node.v1.Node.Rename:output_type -> rpmemfs.node.v1.RenameResponse
+	21, // 69: rpmemfs.node.v1.Node.ReadDir:output_type -> rpmemfs.node.v1.ReadDirResponse
+	10, // 70: rpmemfs.node.v1.Node.SetInode:output_type -> rpmemfs.node.v1.InodeResponse
+	25, // 71: rpmemfs.node.v1.Node.Reap:output_type -> rpmemfs.node.v1.ReapResponse
+	27, // 72: rpmemfs.node.v1.Node.Xattr:output_type -> rpmemfs.node.v1.XattrResponse
+	29, // 73: rpmemfs.node.v1.Node.Xattrs:output_type -> rpmemfs.node.v1.XattrsResponse
+	31, // 74: rpmemfs.node.v1.Node.SetXattr:output_type -> rpmemfs.node.v1.SetXattrResponse
+	33, // 75: rpmemfs.node.v1.Node.RemoveXattr:output_type -> rpmemfs.node.v1.RemoveXattrResponse
+	35, // 76: rpmemfs.node.v1.Node.Usage:output_type -> rpmemfs.node.v1.UsageResponse
+	38, // 77: rpmemfs.node.v1.Node.Grant:output_type -> rpmemfs.node.v1.GrantResponse
+	40, // 78: rpmemfs.node.v1.Node.Return:output_type -> rpmemfs.node.v1.ReturnResponse
+	42, // 79: rpmemfs.node.v1.Node.Locate:output_type -> rpmemfs.node.v1.LocateResponse
+	46, // 80: rpmemfs.node.v1.Node.SaveCheckpoint:output_type -> rpmemfs.node.v1.SaveCheckpointResponse
+	48, // 81: rpmemfs.node.v1.Node.DropCheckpoint:output_type -> rpmemfs.node.v1.DropCheckpointResponse
+	10, // 82: rpmemfs.node.v1.Node.Clone:output_type -> rpmemfs.node.v1.InodeResponse
+	52, // 83: rpmemfs.node.v1.Node.Check:output_type -> rpmemfs.node.v1.CheckResponse
+	54, // 84: rpmemfs.node.v1.Node.Traffic:output_type -> rpmemfs.node.v1.TrafficResponse
+	3,  // 85: rpmemfs.node.v1.Node.DataToken:output_type -> rpmemfs.node.v1.DataTokenResponse
+	56, // 86: rpmemfs.node.v1.Node.Watch:output_type -> rpmemfs.node.v1.WatchResponse
+	61, // 87: rpmemfs.node.v1.Node.Pinned:output_type -> rpmemfs.node.v1.PinnedResponse
+	63, // 88: rpmemfs.node.v1.Node.Pin:output_type -> rpmemfs.node.v1.PinResponse
+	65, // 89: rpmemfs.node.v1.Node.Unpin:output_type -> rpmemfs.node.v1.UnpinResponse
+	67, // 90: rpmemfs.node.v1.Node.Shares:output_type -> rpmemfs.node.v1.SharesResponse
+	71, // 91: rpmemfs.node.v1.Node.MakeShare:output_type -> rpmemfs.node.v1.MakeShareResponse
+	73, // 92: rpmemfs.node.v1.Node.SetQuota:output_type -> rpmemfs.node.v1.SetQuotaResponse
+	75, // 93: rpmemfs.node.v1.Node.EndSession:output_type -> rpmemfs.node.v1.EndSessionResponse
+	59, // [59:94] is the sub-list for method output_type
+	24, // [24:59] is the sub-list for method input_type
 	24, // [24:24] is the sub-list for extension type_name
 	24, // [24:24] is the sub-list for extension extendee
 	0,  // [0:24] is the sub-list for field type_name
@@ -4652,7 +4749,7 @@ func file_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_node_proto_rawDesc), len(file_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   74,
+			NumMessages:   76,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

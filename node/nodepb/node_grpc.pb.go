@@ -71,6 +71,7 @@ const (
 	Node_Clone_FullMethodName          = "/rpmemfs.node.v1.Node/Clone"
 	Node_Check_FullMethodName          = "/rpmemfs.node.v1.Node/Check"
 	Node_Traffic_FullMethodName        = "/rpmemfs.node.v1.Node/Traffic"
+	Node_DataToken_FullMethodName      = "/rpmemfs.node.v1.Node/DataToken"
 	Node_Watch_FullMethodName          = "/rpmemfs.node.v1.Node/Watch"
 	Node_Pinned_FullMethodName         = "/rpmemfs.node.v1.Node/Pinned"
 	Node_Pin_FullMethodName            = "/rpmemfs.node.v1.Node/Pin"
@@ -122,6 +123,10 @@ type NodeClient interface {
 	// Check streams a message per problem of the directory and of the extents.
 	Check(ctx context.Context, in *CheckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckResponse], error)
 	Traffic(ctx context.Context, in *TrafficRequest, opts ...grpc.CallOption) (*TrafficResponse, error)
+	// DataToken is the right to one connection of the RDMA data path, to be used within
+	// half a minute. What goes over RDMA is not encrypted, so the session's own token
+	// does not pass there.
+	DataToken(ctx context.Context, in *DataTokenRequest, opts ...grpc.CallOption) (*DataTokenResponse, error)
 	// Watch tells the holder of a lease which committed epochs readers need, until
 	// the session ends. The last stream of a session counts. Pinned answers.
 	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error)
@@ -427,6 +432,16 @@ func (c *nodeClient) Traffic(ctx context.Context, in *TrafficRequest, opts ...gr
 	return out, nil
 }
 
+func (c *nodeClient) DataToken(ctx context.Context, in *DataTokenRequest, opts ...grpc.CallOption) (*DataTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DataTokenResponse)
+	err := c.cc.Invoke(ctx, Node_DataToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *nodeClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[2], Node_Watch_FullMethodName, cOpts...)
@@ -557,6 +572,10 @@ type NodeServer interface {
 	// Check streams a message per problem of the directory and of the extents.
 	Check(*CheckRequest, grpc.ServerStreamingServer[CheckResponse]) error
 	Traffic(context.Context, *TrafficRequest) (*TrafficResponse, error)
+	// DataToken is the right to one connection of the RDMA data path, to be used within
+	// half a minute. What goes over RDMA is not encrypted, so the session's own token
+	// does not pass there.
+	DataToken(context.Context, *DataTokenRequest) (*DataTokenResponse, error)
 	// Watch tells the holder of a lease which committed epochs readers need, until
 	// the session ends. The last stream of a session counts. Pinned answers.
 	Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error
@@ -661,6 +680,9 @@ func (UnimplementedNodeServer) Check(*CheckRequest, grpc.ServerStreamingServer[C
 }
 func (UnimplementedNodeServer) Traffic(context.Context, *TrafficRequest) (*TrafficResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Traffic not implemented")
+}
+func (UnimplementedNodeServer) DataToken(context.Context, *DataTokenRequest) (*DataTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DataToken not implemented")
 }
 func (UnimplementedNodeServer) Watch(*WatchRequest, grpc.ServerStreamingServer[WatchResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
@@ -1161,6 +1183,24 @@ func _Node_Traffic_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_DataToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DataTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).DataToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_DataToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).DataToken(ctx, req.(*DataTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Node_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -1400,6 +1440,10 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Traffic",
 			Handler:    _Node_Traffic_Handler,
+		},
+		{
+			MethodName: "DataToken",
+			Handler:    _Node_DataToken_Handler,
 		},
 		{
 			MethodName: "Pinned",

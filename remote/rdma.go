@@ -1,0 +1,63 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/rpmemfs/rpmemfs/node/nodepb"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/rdmacache/verbs"
+)
+
+// ErrNoRDMA reports a memory node that serves no RDMA.
+var ErrNoRDMA = errors.New("remote: the memory node serves no RDMA: start it with --rdma, or mount tcp://")
+
+// dialRDMA opens the data path over RDMA. Where a device does not reach the memory node's
+// medium that is a stream of messages, over which package tcp's protocol goes, in TLS if
+// the control API does.
+func (p *Pool) dialRDMA(ctx context.Context, cfg Config, host string) (rdmacache.Conn, error) {
+	port := p.opened.GetRdmaPort()
+	if port == 0 || port > 0xffff {
+		return nil, ErrNoRDMA
+	}
+	vc := verbs.Config{
+		NIC:      cfg.NIC,
+		Address:  net.JoinHostPort(host, strconv.Itoa(int(port))),
+		Token:    p.dataToken,
+		Patience: p.lease.length,
+		Queues:   cfg.Queues,
+		Log:      p.log,
+	}
+	c, err := verbs.Dial(ctx, vc)
+	if err == nil {
+		p.transport = "rdma, persistent by " + c.Methods()[0].String()
+		return c, nil
+	}
+	if !errors.Is(err, verbs.ErrMessage) {
+		return nil, err
+	}
+	p.transport = transportOf("rdma, messages that the memory node's processor stores", cfg.TLS)
+	return p.dialStream(ctx, cfg.TLS, host, func(ctx context.Context) (net.Conn, error) { return verbs.DialStream(ctx, vc) })
+}
+
+// dataToken asks for the right to one connection of the RDMA data path. It ends nothing,
+// as over.
+func (p *Pool) dataToken(ctx context.Context) (t [32]byte, err error) {
+	if err := p.over(); err != nil {
+		return t, err
+	}
+	resp, err := p.node.DataToken(metadata.NewOutgoingContext(ctx, p.identity), &nodepb.DataTokenRequest{}, grpc.WaitForReady(true))
+	switch {
+	case err != nil:
+		return t, decode(err)
+	case len(resp.GetToken()) != len(t):
+		return t, fmt.Errorf("%w: a token of %d bytes", ErrProtocol, len(resp.GetToken()))
+	}
+	return [32]byte(resp.GetToken()), nil
+}

@@ -24,8 +24,19 @@ import (
 // pool opened for reading. The error says that Check could not go on, not what
 // it found. It needs about 100 bytes of memory an inode.
 func (p *Pool) Check(ctx context.Context, report func(problem string)) error {
+	return p.check(ctx, report, p.readOnly)
+}
+
+// CheckBeside is Check for those who must not keep others waiting: changes go on, and
+// pages of meta.db are not looked at.
+func (p *Pool) CheckBeside(ctx context.Context, report func(problem string)) error {
+	return p.check(ctx, report, true)
+}
+
+func (p *Pool) check(ctx context.Context, report func(problem string), beside bool) error {
 	c := &checker{
 		ctx:      ctx,
+		beside:   beside && !p.readOnly,
 		report:   report,
 		slots:    p.slots,
 		store:    p.meta,
@@ -41,7 +52,7 @@ func (p *Pool) Check(ctx context.Context, report func(problem string)) error {
 		}
 		return errUnchanged
 	}
-	if p.readOnly {
+	if beside {
 		if err := p.view(ctx, fn); !errors.Is(err, errUnchanged) {
 			return err
 		}
@@ -55,6 +66,7 @@ func (p *Pool) Check(ctx context.Context, report func(problem string)) error {
 type checker struct {
 	txn
 	ctx    context.Context
+	beside bool // changes go on
 	report func(string)
 	slots  uint64
 	store  metaStore
@@ -83,13 +95,16 @@ func (c *checker) all() error {
 	for _, step := range []func() error{
 		c.gatherInodes, c.gatherShares, c.checkDirents, c.checkOrphans, c.checkLinks, c.checkXattrs,
 		c.checkRegions, c.checkFamilies, c.checkExtents, c.checkCheckpoints, c.checkCounters, c.checkShares,
-		c.checkLeases, c.checkPages,
+		c.checkLeases, c.checkNames,
 	} {
 		if err := step(); err != nil {
 			return err
 		}
 	}
-	return nil
+	if c.beside {
+		return nil
+	}
+	return c.checkPages()
 }
 
 // scan calls fn for every good value of a bucket whose key is keySize long, or

@@ -45,6 +45,53 @@ func (c *checker) checkShares() error {
 	return nil
 }
 
+// checkNames makes sure that what shares have in meta.db is counted.
+func (c *checker) checkNames() error {
+	if b, err := c.bucket(bucketNames); b == nil {
+		return err
+	}
+	used := map[namespace.Ino]uint64{}
+	for _, bucket := range tallied {
+		b, err := c.bucket(bucket)
+		if err != nil {
+			return err
+		}
+		cursor := b.Cursor()
+		for k, v := cursor.First(); k != nil; k, v = cursor.Next() {
+			if err := c.ctx.Err(); err != nil {
+				return err
+			}
+			if !counts(bucket, k) {
+				continue
+			}
+			if n := c.inodes[namespace.Ino(binary.BigEndian.Uint64(k))]; n != nil {
+				used[n.share] += uint64(recordSize(k, v))
+			}
+		}
+	}
+	found := map[namespace.Ino]bool{}
+	err := c.scan(bucketNames, 8, false, func(key, body []byte) error {
+		share := namespace.Ino(binary.BigEndian.Uint64(key))
+		found[share] = true
+		var r namesRecord
+		switch err := r.decode(body); {
+		case err != nil:
+			return err
+		case c.shares[share] == nil && !c.damaged:
+			return fmt.Errorf("share %d does not exist", share)
+		case r.used != used[share] && !c.damaged:
+			return fmt.Errorf("names and attributes of share %d take %d bytes, %d are counted", share, used[share], r.used)
+		}
+		return nil
+	})
+	for share := range c.shares {
+		if !found[share] && !c.damaged {
+			c.say("names and attributes of share %d are not counted", share)
+		}
+	}
+	return err
+}
+
 // checkLeases finds leases of nothing, and two of one thing.
 func (c *checker) checkLeases() error {
 	state, err := c.state()

@@ -349,6 +349,14 @@ func TestCheckFindsDamage(t *testing.T) {
 			d.Share = d.Ino
 			return errors.Join(t.putInode(&d), t.putShare(d.Ino, shareRecord{inodes: 1, slots: 1}))
 		},
+		"names of nothing": func(t txn, f, d namespace.Inode) error {
+			return t.put(bucketNames, key1(99), (&namesRecord{}).encode())
+		},
+		"names that do not count": func(t txn, f, d namespace.Inode) error {
+			d.Share = d.Ino
+			return errors.Join(t.putInode(&d), t.putShare(d.Ino, shareRecord{inodes: 1}),
+				t.put(bucketNames, key1(uint64(d.Ino)), (&namesRecord{used: 1}).encode()))
+		},
 		"lease of nothing": func(t txn, f, d namespace.Inode) error {
 			return t.put(bucketLeases, key1(99), (&Lease{Generation: 1, Timeout: 1}).encode())
 		},
@@ -400,7 +408,7 @@ func TestCheckFindsDamage(t *testing.T) {
 		d := mustCreate(t, p, namespace.Root, "d", dirInode())
 		mustGrant(t, p, f.Ino, 10)
 		wantSound(t, p)
-		err = meta.db.Update(func(tx *bolt.Tx) error { return damage(txn{tx, namespace.Root}, f, d) })
+		err = meta.db.Update(func(tx *bolt.Tx) error { return damage(txn{tx: tx, share: namespace.Root}, f, d) })
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}

@@ -113,6 +113,13 @@ func formats() []format {
 			}
 			return r.encode(), nil
 		}},
+		{"names", (&namesRecord{1 << 30, 77}).encode(), func(b []byte) ([]byte, error) {
+			var r namesRecord
+			if err := r.decode(b); err != nil {
+				return nil, err
+			}
+			return r.encode(), nil
+		}},
 		{"lease", (&Lease{
 			Generation: 8, Session: [16]byte{1, 2}, TokenHash: [32]byte{3, 4}, Holder: "node-1", Timeout: 10 * time.Second, Granted: 9,
 		}).encode(), func(b []byte) ([]byte, error) {
@@ -286,6 +293,7 @@ func FuzzXattrDecode(f *testing.F)      { fuzzFormat(f, "xattr") }
 func FuzzMarkDecode(f *testing.F)       { fuzzFormat(f, "mark") }
 func FuzzShareDecode(f *testing.F)      { fuzzFormat(f, "share") }
 func FuzzLeaseDecode(f *testing.F)      { fuzzFormat(f, "lease") }
+func FuzzNamesDecode(f *testing.F)      { fuzzFormat(f, "names") }
 func FuzzShareInodeDecode(f *testing.F) { fuzzFormat(f, "inode_share") }
 
 // FuzzMetaPages gives the page checker any file.

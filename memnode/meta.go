@@ -118,7 +118,7 @@ func (m *boltMeta) view(fn func(txn) error) (err error) {
 	if tx, err = m.begin(false); err != nil {
 		return err
 	}
-	err = fn(txn{tx, namespace.Root})
+	err = fn(txn{tx: tx, share: namespace.Root})
 	_ = tx.Rollback() // ends a reader; nothing is undone
 	return err
 }
@@ -137,7 +137,7 @@ func (m *boltMeta) update(fn func(txn) error) (err error) {
 	if tx, err = m.begin(true); err != nil {
 		return err
 	}
-	if err := fn(txn{tx, namespace.Root}); err != nil {
+	if err := fn(txn{tx: tx, share: namespace.Root}); err != nil {
 		_ = tx.Rollback() // only memory is undone, which does not fail
 		if errors.Is(err, errUnchanged) {
 			return nil

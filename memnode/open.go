@@ -239,9 +239,15 @@ func (p *Pool) checkHeader() error {
 // begin raises the generation, forgets the pins of readers, who are gone, and, unless they are to be kept, ends all leases, whose
 // number it returns.
 func (p *Pool) begin(t txn, keepLeases bool) (leases int, err error) {
+	counted := t.tx.Bucket([]byte(bucketNames)) != nil
 	for _, name := range lateBuckets {
 		if _, err := t.tx.CreateBucketIfNotExists([]byte(name)); err != nil {
 			return 0, err
+		}
+	}
+	if !counted {
+		if err := t.recount(); err != nil {
+			return 0, fmt.Errorf("count what shares have: %w", err)
 		}
 	}
 	state, err := t.state()

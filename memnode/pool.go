@@ -197,7 +197,13 @@ func (p *Pool) update(ctx context.Context, fn func(txn) error) error {
 	if p.readOnly {
 		return ErrReadOnly
 	}
-	return p.meta.update(fn)
+	return p.meta.update(func(t txn) error {
+		t.tally = make(tally)
+		if err := fn(t); err != nil {
+			return err
+		}
+		return t.settle()
+	})
 }
 
 // reserveIno takes an inode number that no other call gets. It is durable once a

@@ -21,6 +21,8 @@ type Share struct {
 	Quota     uint64 // bytes that its regions may be granted; 0: no limit
 	UsedBytes uint64 // granted to its regions
 	Inodes    uint64 // in it, its directory too
+	Names     uint64 // bytes that its names, attributes and the like take
+	NamesMax  uint64 // and may take
 	Lease     *Lease // nil: nobody has it; that of the whole pool is not shown here
 }
 
@@ -48,6 +50,9 @@ func (p *Pool) MakeShare(ctx context.Context, name string, quota uint64) (made n
 			return fmt.Errorf("%w: inode numbers of shares", region.ErrNoSpace)
 		}
 		if err := t.putShare(ino, shareRecord{quota: quota}); err != nil {
+			return err
+		}
+		if err := t.put(bucketNames, key1(uint64(ino)), (&namesRecord{}).encode()); err != nil {
 			return err
 		}
 		now := p.now().UnixNano()
@@ -119,8 +124,16 @@ func (p *Pool) Shares(ctx context.Context) (shares []Share, err error) {
 
 func (t txn) describeShare(ino namespace.Ino, name string, rec shareRecord) (Share, error) {
 	lease, err := t.lease(ino)
+	if err != nil {
+		return Share{}, err
+	}
+	names, err := t.names(ino)
+	if errors.Is(err, namespace.ErrNotExist) { // nobody has counted yet, in a pool that is only read
+		err = nil
+	}
 	return Share{
-		Ino: ino, Name: name, Quota: rec.quota, UsedBytes: rec.slots * region.PageSize, Inodes: rec.inodes, Lease: lease,
+		Ino: ino, Name: name, Quota: rec.quota, UsedBytes: rec.slots * region.PageSize, Inodes: rec.inodes,
+		Names: names.used, NamesMax: names.limit(), Lease: lease,
 	}, err
 }
 
@@ -166,6 +179,9 @@ func (t txn) dropShare(ino namespace.Ino) error {
 	}
 	if lease != nil {
 		return lease.refusal()
+	}
+	if err := t.delete(bucketNames, key1(uint64(t.number(ino)))); err != nil {
+		return err
 	}
 	return t.delete(bucketShares, key1(uint64(t.number(ino))))
 }

@@ -20,10 +20,11 @@ import (
 type txn struct {
 	tx    *bolt.Tx
 	share namespace.Ino
+	tally tally // of a transaction that counts; shared by all its views
 }
 
 // of is the same transaction as the holder of a share sees it.
-func (t txn) of(share namespace.Ino) txn { return txn{t.tx, share} }
+func (t txn) of(share namespace.Ino) txn { return txn{t.tx, share, t.tally} }
 
 // number is the number in the pool of an inode that the share calls ino.
 func (t txn) number(ino namespace.Ino) namespace.Ino {
@@ -70,12 +71,19 @@ func (t txn) put(bucket string, key, body []byte) error {
 	if err != nil {
 		return err
 	}
-	return b.Put(key, sealValue(bucket, key, body))
+	value := sealValue(bucket, key, body)
+	if err := t.count(bucket, key, b.Get(key), value); err != nil {
+		return err
+	}
+	return b.Put(key, value)
 }
 
 func (t txn) delete(bucket string, key []byte) error {
 	b, err := t.bucket(bucket)
 	if err != nil {
+		return err
+	}
+	if err := t.count(bucket, key, b.Get(key), nil); err != nil {
 		return err
 	}
 	return b.Delete(key)
@@ -124,7 +132,7 @@ func (t txn) deleteAll(bucket string, prefix []byte) error {
 		keys = append(keys, bytes.Clone(k))
 	}
 	for _, k := range keys {
-		if err := b.Delete(k); err != nil {
+		if err := t.delete(bucket, k); err != nil {
 			return err
 		}
 	}

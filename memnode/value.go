@@ -28,6 +28,7 @@ const (
 	bucketOrphans     = "orphans"     // ino → nothing
 	bucketShares      = "shares"      // ino → shareRecord
 	bucketLeases      = "leases"      // ino → Lease
+	bucketNames       = "names"       // ino → namesRecord
 )
 
 // buckets are those that every pool has. Pools that were made before there were
@@ -37,7 +38,7 @@ var (
 		bucketPool, bucketInodes, bucketDirents, bucketXattrs, bucketRegions,
 		bucketExtents, bucketFamilies, bucketCheckpoints, bucketOrphans,
 	}
-	lateBuckets = []string{bucketShares, bucketLeases}
+	lateBuckets = []string{bucketShares, bucketLeases, bucketNames}
 )
 
 // sealValue appends to a value's body the CRC-32C of bucket, key and body.

@@ -36,6 +36,9 @@ func (s *Server) Shares(ctx context.Context, _ *nodepb.SharesRequest) (*nodepb.S
 			QuotaBytes: share.Quota,
 			UsedBytes:  share.UsedBytes,
 			Lease:      leaseMessage(held, share.Ino),
+
+			NamesBytes:      share.Names,
+			NamesQuotaBytes: share.NamesMax,
 		})
 	}
 	return m, nil
@@ -63,6 +66,9 @@ func (s *Server) MakeShare(ctx context.Context, req *nodepb.MakeShareRequest) (*
 		return nil, err
 	}
 	n, err := s.cfg.Pool.MakeShare(ctx, req.GetName(), req.GetQuotaBytes())
+	if err == nil {
+		err = s.setNamesQuota(ctx, req.GetName(), req.GetNamesQuotaBytes())
+	}
 	return &nodepb.MakeShareResponse{Ino: uint64(n.Ino)}, err
 }
 
@@ -71,7 +77,19 @@ func (s *Server) SetQuota(ctx context.Context, req *nodepb.SetQuotaRequest) (*no
 	if err := s.operator(ctx); err != nil {
 		return nil, err
 	}
-	return &nodepb.SetQuotaResponse{}, s.cfg.Pool.SetQuota(ctx, req.GetName(), req.GetQuotaBytes())
+	err := s.cfg.Pool.SetQuota(ctx, req.GetName(), req.GetQuotaBytes())
+	if err == nil {
+		err = s.setNamesQuota(ctx, req.GetName(), req.GetNamesQuotaBytes())
+	}
+	return &nodepb.SetQuotaResponse{}, err
+}
+
+// setNamesQuota changes it unless quota is 0.
+func (s *Server) setNamesQuota(ctx context.Context, share string, quota uint64) error {
+	if quota == 0 {
+		return nil
+	}
+	return s.cfg.Pool.SetNamesQuota(ctx, share, quota)
 }
 
 // EndSession implements nodepb.NodeServer.

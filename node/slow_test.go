@@ -54,7 +54,7 @@ func TestSlowCallerOfCheck(t *testing.T) {
 		go func() {
 			_, err := n.pool.MakeShare(ctx, "b", 0)
 			if err == nil {
-				_, _, err = n.server.check(ctx)
+				_, _, err = n.server.check(ctx, true)
 			}
 			done <- err
 		}()

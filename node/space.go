@@ -58,13 +58,14 @@ func (s *Server) Clone(ctx context.Context, req *nodepb.CloneRequest) (*nodepb.I
 const maxProblems = 4096
 
 // Check implements nodepb.NodeServer. Who has but a share is told how many problems
-// the pool has, not of whom.
+// the pool has, not of whom, and keeps nobody from changing it meanwhile.
 func (s *Server) Check(_ *nodepb.CheckRequest, stream grpc.ServerStreamingServer[nodepb.CheckResponse]) error {
-	problems, found, err := s.check(stream.Context())
+	session := stream.Context().Value(sessionKey{}).(*session)
+	whole := session.lease.Share == namespace.Root && !session.req.reader
+	problems, found, err := s.check(stream.Context(), whole)
 	if err != nil {
 		return err
 	}
-	session := stream.Context().Value(sessionKey{}).(*session)
 	switch {
 	case found > 0 && session.lease.Share != namespace.Root:
 		problems = []string{fmt.Sprintf("the pool has %d problems: its operator can look at them", found)}
@@ -79,16 +80,20 @@ func (s *Server) Check(_ *nodepb.CheckRequest, stream grpc.ServerStreamingServer
 	return nil
 }
 
-// check returns the pool's first problems, and how many there are. Nothing is sent
-// meanwhile: the pool does not change while it is checked, and the caller may be slow.
-func (s *Server) check(ctx context.Context) (problems []string, found int, err error) {
+// check returns the pool's first problems, and how many there are; alone: the pool may
+// stand still meanwhile. Nothing is sent before it is done: the caller may be slow.
+func (s *Server) check(ctx context.Context, alone bool) (problems []string, found int, err error) {
 	select {
 	case s.checking <- struct{}{}: // one at a time: it reads everything
 		defer func() { <-s.checking }()
 	case <-ctx.Done():
 		return nil, 0, ctx.Err()
 	}
-	err = s.cfg.Pool.Check(ctx, func(problem string) {
+	check := s.cfg.Pool.CheckBeside
+	if alone {
+		check = s.cfg.Pool.Check
+	}
+	err = check(ctx, func(problem string) {
 		if found++; found <= maxProblems {
 			problems = append(problems, problem)
 		}

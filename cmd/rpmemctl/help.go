@@ -73,7 +73,8 @@ status       pools: [{pool, mountpoint, pid, version, owner_uid, started, medium
              bytes_committed, pages_unchanged (that arrived but equal what was there),
              medium_bytes_written, medium_flushes, transport* (to a memory node), lease*: {share, lasts_ns, lost*
              (why)}, error*}]; what counts does so since the daemon's start, the medium's without the directory
-share ls     shares: [{name, ino, quota_bytes*, used_bytes, lease*}]
+share ls     shares: [{name, ino, quota_bytes*, used_bytes, names_bytes*,
+             names_quota_bytes*, lease*}]
 share make, share quota
              name, quota_bytes (0: none)
 lease ls     leases: [{share, session, holder, identity* (in its certificate), generation,

@@ -54,8 +54,8 @@ func TestLiveNode(t *testing.T) {
 		return mustCtl(t, append(args, "--node", "tcp://"+address, "--insecure")...)
 	}
 	ask("share", "make", "web", "--quota", "1MiB")
-	ask("share", "quota", "web", "2MiB")
-	if out := ask("share", "ls"); !strings.Contains(out, "web") || !strings.Contains(out, "2.0 MiB  free") {
+	ask("share", "quota", "web", "2MiB", "--names", "3MiB")
+	if out := ask("share", "ls"); !strings.Contains(out, "web") || !strings.Contains(out, "2.0 MiB  84 B of 3.0 MiB  free") {
 		t.Errorf("share ls: got\n%s", out)
 	}
 

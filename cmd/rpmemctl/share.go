@@ -17,7 +17,7 @@ func newShare(a *app) *cobra.Command {
 		Short: "look after the shares of a memory node",
 		Long: `Look after the shares of a memory node. A share is a directory at the top of its pool that
 one compute node at a time mounts, and that sees nothing else of the pool. A quota bounds
-the slots that its files are granted.
+the slots that its files are granted, another one its names and attributes in the pool's directory.
 
 These commands are for operators: with a certificate of 'rpmemctl pki issue --all'.`,
 		Example: `  rpmemctl share ls --node tcp://node1 --pki /etc/rpmemfs/pki/operator
@@ -49,7 +49,7 @@ of the lease.`,
 }
 
 func newShareMake(n *nodeApp) *cobra.Command {
-	var quota sizeFlag
+	var quota, names sizeFlag
 	cmd := &cobra.Command{
 		Use:   "make NAME",
 		Short: "make a share",
@@ -59,17 +59,19 @@ it mounts for the first time; make it before to give it a quota at once.`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return n.changeShare(cmd.Context(), "made", args[0], uint64(quota), func(ctx context.Context, c nodepb.NodeClient) error {
-				_, err := c.MakeShare(ctx, &nodepb.MakeShareRequest{Name: args[0], QuotaBytes: uint64(quota)})
+				_, err := c.MakeShare(ctx, &nodepb.MakeShareRequest{Name: args[0], QuotaBytes: uint64(quota), NamesQuotaBytes: uint64(names)})
 				return err
 			})
 		},
 	}
 	cmd.Flags().Var(&quota, "quota", "how much its files may be granted, such as 10GiB; 0: no quota")
+	cmd.Flags().Var(&names, "names", "how much its names, attributes and the like may take; 0: 1 GiB")
 	return cmd
 }
 
 func newShareQuota(n *nodeApp) *cobra.Command {
-	return &cobra.Command{
+	var names sizeFlag
+	cmd := &cobra.Command{
 		Use:   "quota NAME SIZE",
 		Short: "set or lift the quota of a share",
 		Long: `Set the quota of a share, 0 for none. One below what is in use takes nothing away; files get
@@ -82,11 +84,13 @@ no more until there is room again. A mount sees it at once.`,
 				return usagef("quota %s: %w", args[1], err)
 			}
 			return n.changeShare(cmd.Context(), "changed", args[0], uint64(quota), func(ctx context.Context, c nodepb.NodeClient) error {
-				_, err := c.SetQuota(ctx, &nodepb.SetQuotaRequest{Name: args[0], QuotaBytes: uint64(quota)})
+				_, err := c.SetQuota(ctx, &nodepb.SetQuotaRequest{Name: args[0], QuotaBytes: uint64(quota), NamesQuotaBytes: uint64(names)})
 				return err
 			})
 		},
 	}
+	cmd.Flags().Var(&names, "names", "how much its names, attributes and the like may take; 0: as it is")
+	return cmd
 }
 
 type sharesJSON struct {
@@ -98,6 +102,8 @@ type shareJSON struct {
 	Ino        uint64          `json:"ino"`
 	QuotaBytes uint64          `json:"quota_bytes,omitempty"`
 	UsedBytes  uint64          `json:"used_bytes"`
+	Names      uint64          `json:"names_bytes,omitempty"`
+	NamesQuota uint64          `json:"names_quota_bytes,omitempty"`
 	Lease      *shareLeaseJSON `json:"lease,omitempty"`
 }
 
@@ -111,7 +117,9 @@ func (n *nodeApp) shares(ctx context.Context) (*sharesJSON, error) {
 	err := n.ask(ctx, func(ctx context.Context, c nodepb.NodeClient) error {
 		resp, err := c.Shares(ctx, &nodepb.SharesRequest{})
 		for _, s := range resp.GetShares() {
-			list.Shares = append(list.Shares, shareJSON{s.GetName(), s.GetIno(), s.GetQuotaBytes(), s.GetUsedBytes(), describeLease(s)})
+			list.Shares = append(list.Shares, shareJSON{
+				s.GetName(), s.GetIno(), s.GetQuotaBytes(), s.GetUsedBytes(), s.GetNamesBytes(), s.GetNamesQuotaBytes(), describeLease(s),
+			})
 		}
 		return err
 	})
@@ -142,7 +150,7 @@ func quotaText(bytes uint64) string {
 
 func printShares(w io.Writer, list *sharesJSON) {
 	table(w, func(w io.Writer) {
-		fmt.Fprintln(w, "SHARE\tUSED\tQUOTA\tLEASE")
+		fmt.Fprintln(w, "SHARE\tUSED\tQUOTA\tNAMES\tLEASE")
 		for _, s := range list.Shares {
 			quota, holder := "none", "free"
 			if s.QuotaBytes > 0 {
@@ -151,7 +159,11 @@ func printShares(w io.Writer, list *sharesJSON) {
 			if s.Lease != nil {
 				holder = s.Lease.who()
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", clean(s.Name), size(s.UsedBytes), quota, holder)
+			names := "-" // the whole pool has no bound of them
+			if s.NamesQuota > 0 {
+				names = size(s.Names) + " of " + size(s.NamesQuota)
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", clean(s.Name), size(s.UsedBytes), quota, names, holder)
 		}
 	})
 }

@@ -3772,14 +3772,16 @@ func (x *SharesResponse) GetShares() []*Share {
 }
 
 type Share struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Ino           uint64                 `protobuf:"varint,2,opt,name=ino,proto3" json:"ino,omitempty"`
-	QuotaBytes    uint64                 `protobuf:"varint,3,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"` // 0: none
-	UsedBytes     uint64                 `protobuf:"varint,4,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`    // granted to its regions
-	Lease         *Lease                 `protobuf:"bytes,5,opt,name=lease,proto3" json:"lease,omitempty"`                              // absent: nobody has it
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Ino             uint64                 `protobuf:"varint,2,opt,name=ino,proto3" json:"ino,omitempty"`
+	QuotaBytes      uint64                 `protobuf:"varint,3,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"` // 0: none
+	UsedBytes       uint64                 `protobuf:"varint,4,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`    // granted to its regions
+	Lease           *Lease                 `protobuf:"bytes,5,opt,name=lease,proto3" json:"lease,omitempty"`                              // absent: nobody has it
+	NamesBytes      uint64                 `protobuf:"varint,6,opt,name=names_bytes,json=namesBytes,proto3" json:"names_bytes,omitempty"` // that its names, attributes and the like take
+	NamesQuotaBytes uint64                 `protobuf:"varint,7,opt,name=names_quota_bytes,json=namesQuotaBytes,proto3" json:"names_quota_bytes,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Share) Reset() {
@@ -3845,6 +3847,20 @@ func (x *Share) GetLease() *Lease {
 		return x.Lease
 	}
 	return nil
+}
+
+func (x *Share) GetNamesBytes() uint64 {
+	if x != nil {
+		return x.NamesBytes
+	}
+	return 0
+}
+
+func (x *Share) GetNamesQuotaBytes() uint64 {
+	if x != nil {
+		return x.NamesQuotaBytes
+	}
+	return 0
 }
 
 type Lease struct {
@@ -3940,11 +3956,12 @@ func (x *Lease) GetKeepAliveAge() uint64 {
 }
 
 type MakeShareRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	QuotaBytes    uint64                 `protobuf:"varint,2,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"` // 0: none
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	QuotaBytes      uint64                 `protobuf:"varint,2,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"`                  // 0: none
+	NamesQuotaBytes uint64                 `protobuf:"varint,3,opt,name=names_quota_bytes,json=namesQuotaBytes,proto3" json:"names_quota_bytes,omitempty"` // of names, attributes and the like; 0: 1 GiB
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *MakeShareRequest) Reset() {
@@ -3987,6 +4004,13 @@ func (x *MakeShareRequest) GetName() string {
 func (x *MakeShareRequest) GetQuotaBytes() uint64 {
 	if x != nil {
 		return x.QuotaBytes
+	}
+	return 0
+}
+
+func (x *MakeShareRequest) GetNamesQuotaBytes() uint64 {
+	if x != nil {
+		return x.NamesQuotaBytes
 	}
 	return 0
 }
@@ -4036,11 +4060,12 @@ func (x *MakeShareResponse) GetIno() uint64 {
 }
 
 type SetQuotaRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	QuotaBytes    uint64                 `protobuf:"varint,2,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"` // 0: none
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Name            string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	QuotaBytes      uint64                 `protobuf:"varint,2,opt,name=quota_bytes,json=quotaBytes,proto3" json:"quota_bytes,omitempty"`                  // 0: none
+	NamesQuotaBytes uint64                 `protobuf:"varint,3,opt,name=names_quota_bytes,json=namesQuotaBytes,proto3" json:"names_quota_bytes,omitempty"` // 0: as it is
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *SetQuotaRequest) Reset() {
@@ -4083,6 +4108,13 @@ func (x *SetQuotaRequest) GetName() string {
 func (x *SetQuotaRequest) GetQuotaBytes() uint64 {
 	if x != nil {
 		return x.QuotaBytes
+	}
+	return 0
+}
+
+func (x *SetQuotaRequest) GetNamesQuotaBytes() uint64 {
+	if x != nil {
+		return x.NamesQuotaBytes
 	}
 	return 0
 }
@@ -4473,7 +4505,7 @@ const file_node_proto_rawDesc = "" +
 	"\rUnpinResponse\"\x0f\n" +
 	"\rSharesRequest\"@\n" +
 	"\x0eSharesResponse\x12.\n" +
-	"\x06shares\x18\x01 \x03(\v2\x16.rpmemfs.node.v1.ShareR\x06shares\"\x9b\x01\n" +
+	"\x06shares\x18\x01 \x03(\v2\x16.rpmemfs.node.v1.ShareR\x06shares\"\xe8\x01\n" +
 	"\x05Share\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x04R\x03ino\x12\x1f\n" +
@@ -4481,7 +4513,10 @@ const file_node_proto_rawDesc = "" +
 	"quotaBytes\x12\x1d\n" +
 	"\n" +
 	"used_bytes\x18\x04 \x01(\x04R\tusedBytes\x12,\n" +
-	"\x05lease\x18\x05 \x01(\v2\x16.rpmemfs.node.v1.LeaseR\x05lease\"\xcb\x01\n" +
+	"\x05lease\x18\x05 \x01(\v2\x16.rpmemfs.node.v1.LeaseR\x05lease\x12\x1f\n" +
+	"\vnames_bytes\x18\x06 \x01(\x04R\n" +
+	"namesBytes\x12*\n" +
+	"\x11names_quota_bytes\x18\a \x01(\x04R\x0fnamesQuotaBytes\"\xcb\x01\n" +
 	"\x05Lease\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x16\n" +
 	"\x06holder\x18\x02 \x01(\tR\x06holder\x12\x1a\n" +
@@ -4491,17 +4526,19 @@ const file_node_proto_rawDesc = "" +
 	"generation\x12\x18\n" +
 	"\agranted\x18\x05 \x01(\x03R\agranted\x12\x14\n" +
 	"\x05lease\x18\x06 \x01(\x04R\x05lease\x12$\n" +
-	"\x0ekeep_alive_age\x18\a \x01(\x04R\fkeepAliveAge\"G\n" +
+	"\x0ekeep_alive_age\x18\a \x01(\x04R\fkeepAliveAge\"s\n" +
 	"\x10MakeShareRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vquota_bytes\x18\x02 \x01(\x04R\n" +
-	"quotaBytes\"%\n" +
+	"quotaBytes\x12*\n" +
+	"\x11names_quota_bytes\x18\x03 \x01(\x04R\x0fnamesQuotaBytes\"%\n" +
 	"\x11MakeShareResponse\x12\x10\n" +
-	"\x03ino\x18\x01 \x01(\x04R\x03ino\"F\n" +
+	"\x03ino\x18\x01 \x01(\x04R\x03ino\"r\n" +
 	"\x0fSetQuotaRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vquota_bytes\x18\x02 \x01(\x04R\n" +
-	"quotaBytes\"\x12\n" +
+	"quotaBytes\x12*\n" +
+	"\x11names_quota_bytes\x18\x03 \x01(\x04R\x0fnamesQuotaBytes\"\x12\n" +
 	"\x10SetQuotaResponse\"C\n" +
 	"\x11EndSessionRequest\x12\x14\n" +
 	"\x05share\x18\x01 \x01(\tR\x05share\x12\x18\n" +

@@ -32,8 +32,11 @@ type Config struct {
 	// FrameBytes bounds the memory for pages that wait to be pushed; 0 means
 	// 8 MiB. Whole pages go to free slots at once and need none.
 	FrameBytes int64
-	Log        *slog.Logger     // nil discards
-	Now        func() time.Time // nil means time.Now
+	// Pages has clean pages of the regions behind Conn, which it must Watch; nil
+	// where reading costs no more than memory does.
+	Pages *Pages
+	Log   *slog.Logger     // nil discards
+	Now   func() time.Time // nil means time.Now
 }
 
 // A Cache holds the open epoch of one region, the overlay: everything written
@@ -57,7 +60,8 @@ type Config struct {
 type Cache struct {
 	conn   Conn
 	image  *region.Image
-	limit  int // frames
+	pages  *Pages // nil: none
+	limit  int    // frames
 	logger *slog.Logger
 	now    func() time.Time
 
@@ -133,7 +137,7 @@ func New(cfg Config) *Cache {
 		cfg.FrameBytes = 8 << 20
 	}
 	c := &Cache{
-		conn: cfg.Conn, image: cfg.Image, limit: max(16, int(cfg.FrameBytes/PageSize)),
+		conn: cfg.Conn, image: cfg.Image, pages: cfg.Pages, limit: max(16, int(cfg.FrameBytes/PageSize)),
 		logger: cfg.Log, now: cfg.Now,
 		written: layer{}, mapped: layer{}, past: newPast(),
 	}

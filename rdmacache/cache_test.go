@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -26,10 +27,12 @@ type memory struct {
 	next  region.Slot
 	loc   region.Location
 	gen   uint64
+
+	pages int // clean pages that its caches keep; negative: they have no Pages
 }
 
 func newMemory(slots int) *memory {
-	return &memory{bytes: make([]byte, slots*pageSize), next: 1, loc: region.Location{ID: 7}}
+	return &memory{bytes: make([]byte, slots*pageSize), next: 1, loc: region.Location{ID: 7}, pages: -1}
 }
 
 func (m *memory) Read(_ context.Context, p []byte, off int64) error {
@@ -76,11 +79,17 @@ func (m *memory) Return(context.Context, region.ID, []region.Run) error { return
 func (m *memory) open(t testing.TB) (*rdmacache.Cache, *epoch.Manager) {
 	t.Helper()
 	m.gen++
-	im, err := region.Open(t.Context(), region.Config{Device: m, Space: m, Generation: m.gen, Location: m.loc})
+	var conn rdmacache.Conn = m
+	var pages *rdmacache.Pages
+	if m.pages >= 0 {
+		pages = rdmacache.NewPages(int64(m.pages) * pageSize)
+		conn = pages.Watch(m)
+	}
+	im, err := region.Open(t.Context(), region.Config{Device: conn, Space: m, Generation: m.gen, Location: m.loc})
 	if err != nil {
 		t.Fatalf("open: %v", err)
 	}
-	c := rdmacache.New(rdmacache.Config{Conn: m, Image: im, FrameBytes: 16 * pageSize})
+	c := rdmacache.New(rdmacache.Config{Conn: conn, Pages: pages, Image: im, FrameBytes: 16 * pageSize})
 	return c, epoch.NewManager(c)
 }
 
@@ -109,6 +118,7 @@ func TestModel(t *testing.T) {
 	for r := range rounds {
 		rng := rand.New(rand.NewPCG(*seed, uint64(r)))
 		m := newMemory(3000)
+		m.pages = []int{-1, 0, 1, 20, 1000}[r%5]
 		c, mgr := m.open(t)
 		var committed, written, newest []byte
 		const limit = 60 * pageSize
@@ -296,7 +306,13 @@ func TestFullPool(t *testing.T) {
 
 // A damaged page is an error, and never returned.
 func TestDamagedPage(t *testing.T) {
+	testDamagedPage(t, -1)
+	testDamagedPage(t, 100)
+}
+
+func testDamagedPage(t *testing.T, pages int) {
 	m := newMemory(100)
+	m.pages = pages
 	c, mgr := m.open(t)
 	ctx := t.Context()
 	want := bytes.Repeat([]byte("rpmemfs!"), 4*pageSize/8)
@@ -322,7 +338,14 @@ func TestDamagedPage(t *testing.T) {
 // Readers, writers, commits and rollbacks at once: every page read is one that was
 // written, whole.
 func TestConcurrent(t *testing.T) {
+	for _, pages := range []int{-1, 20} {
+		t.Run(fmt.Sprintf("%d clean pages", pages), func(t *testing.T) { testConcurrent(t, pages) })
+	}
+}
+
+func testConcurrent(t *testing.T, kept int) {
 	m := newMemory(4000)
+	m.pages = kept
 	c, mgr := m.open(t)
 	ctx := t.Context()
 	const pages = 64

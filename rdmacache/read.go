@@ -94,7 +94,7 @@ func (c *Cache) readPage(ctx context.Context, page uint64, v view, p []byte) err
 		// checksum differs; if the pool has it back, it is out of reach. Where the
 		// page still is in the same place, it is damaged.
 		failed = nil
-		err = region.ReadPage(ctx, c.conn, c.image.ID(), page, at.entry, p)
+		err = c.readSlot(ctx, page, at.entry, p)
 		switch {
 		case err == nil:
 			return nil
@@ -122,7 +122,11 @@ func (c *Cache) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	for done := 0; done < len(p); {
 		at := off + int64(done)
 		if at%PageSize == 0 && len(p)-done >= PageSize {
-			n, err := c.readRun(ctx, p[done:len(p)-(len(p)-done)%PageSize], uint64(at/PageSize))
+			read := c.readRun
+			if c.pages != nil {
+				read = c.readRuns
+			}
+			n, err := read(ctx, p[done:len(p)-(len(p)-done)%PageSize], uint64(at/PageSize))
 			done += n
 			if err != nil {
 				return done, err
@@ -179,6 +183,48 @@ func (c *Cache) readRun(ctx context.Context, p []byte, page uint64) (int, error)
 		}
 	}
 	return len(p), nil
+}
+
+// readRuns reads whole pages from page on, at least one, out of local memory or over
+// the wire: those that lie in adjacent slots by one read, and the reads beside each
+// other. It returns the bytes read.
+func (c *Cache) readRuns(ctx context.Context, p []byte, page uint64) (int, error) {
+	entries := make([]region.Entry, 0, len(p)/PageSize)
+	for i := range cap(entries) {
+		at, err := c.find(ctx, page+uint64(i), viewNewest)
+		if err != nil {
+			if i == 0 {
+				return 0, err
+			}
+			break // it comes up again when its turn is
+		}
+		b := p[i*PageSize : (i+1)*PageSize]
+		switch {
+		case at.frame != nil:
+			copy(b, at.frame)
+			at.entry = region.Entry{}
+		case at.entry.Slot == 0:
+			clear(b)
+		}
+		entries = append(entries, at.entry)
+	}
+	for _, i := range c.pages.read(ctx, c.conn, entries, p) {
+		if err := c.readPage(ctx, page+uint64(i), viewNewest, p[i*PageSize:(i+1)*PageSize]); err != nil {
+			return i * PageSize, err
+		}
+	}
+	return len(entries) * PageSize, nil
+}
+
+// readSlot reads and verifies the page that e places.
+func (c *Cache) readSlot(ctx context.Context, page uint64, e region.Entry, p []byte) error {
+	if c.pages != nil && len(c.pages.read(ctx, c.conn, []region.Entry{e}, p)) == 0 {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return err // of who waited for somebody else's read
+	}
+	return region.ReadPage(ctx, c.conn, c.image.ID(), page, e, p)
 }
 
 // stay says whether the pages from page on are where run says.

@@ -136,6 +136,7 @@ func (v *Volume) openRegion(ctx context.Context, f *file) error {
 		Conn:       v.cfg.Conn,
 		Image:      f.image,
 		FrameBytes: v.cfg.FrameBytes,
+		Pages:      v.cfg.Pages,
 		Log:        v.log,
 		Now:        v.now,
 	})

@@ -49,7 +49,7 @@ func (v *Volume) openShared(ctx context.Context, f *file) error {
 	if err := f.image.View(f.shown); err != nil {
 		return errors.Join(err, v.cfg.Shared.Unpin(ctx, region.ID(f.ino), 0))
 	}
-	f.cache = rdmacache.New(rdmacache.Config{Conn: v.cfg.Conn, Image: f.image, Log: v.log, Now: v.now})
+	f.cache = rdmacache.New(rdmacache.Config{Conn: v.cfg.Conn, Image: f.image, Pages: v.cfg.Pages, Log: v.log, Now: v.now})
 	f.manager = epoch.NewManager(f.cache)
 	return nil
 }
@@ -57,6 +57,7 @@ func (v *Volume) openShared(ctx context.Context, f *file) error {
 // closeShared lets go of the epoch that a file shows, and is leaving.
 func (v *Volume) closeShared(ctx context.Context, f *file) error {
 	// The kernel would go on showing its pages beside those of the next one.
+	defer v.forgetPages()
 	return errors.Join(v.invalidator().Content(f.ino), v.cfg.Shared.Unpin(ctx, region.ID(f.ino), 0))
 }
 
@@ -105,6 +106,7 @@ func (v *Volume) refresh(ctx context.Context, f *file) (epoch.ID, error) {
 		return 0, errors.Join(err, v.cfg.Shared.Unpin(ctx, id, f.shown.Epoch))
 	}
 	f.shown = next
+	v.forgetPages()
 	// It has nothing to discard, but takes over the new size. A read that began
 	// before holds its pages in the kernel until it ends, and forgetting waits for it.
 	_, err = f.cache.Discard(forget)
@@ -112,6 +114,14 @@ func (v *Volume) refresh(ctx context.Context, f *file) (epoch.ID, error) {
 		return 0, err
 	}
 	return next.Epoch, nil
+}
+
+// forgetPages throws out pages in local memory: the writer may use the slots of an epoch
+// that nobody shows any more.
+func (v *Volume) forgetPages() {
+	if v.cfg.Pages != nil {
+		v.cfg.Pages.Clear()
+	}
 }
 
 // maxRanges is how many runs of pages the kernel is told to forget one by one.

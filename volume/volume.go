@@ -86,6 +86,9 @@ type Config struct {
 	// Conn is the way to the pool's bytes for all regions. The owner closes it,
 	// after the Volume.
 	Conn rdmacache.Conn
+	// Pages keeps clean pages of Conn's regions; nil where reading them again costs
+	// no more than memory does. Nobody else uses it.
+	Pages *rdmacache.Pages
 	// FrameBytes bounds the memory in bytes that one region's open epoch takes
 	// before it moves to free slots; 0 is the default of package rdmacache.
 	FrameBytes int64
@@ -167,6 +170,9 @@ func New(cfg Config) *Volume {
 	}
 	if cfg.MaxIdle == 0 {
 		cfg.MaxIdle = defaultMaxIdle
+	}
+	if cfg.Pages != nil {
+		cfg.Conn = cfg.Pages.Watch(cfg.Conn)
 	}
 	v := &Volume{
 		cfg:     cfg,

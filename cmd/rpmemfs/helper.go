@@ -109,6 +109,8 @@ func (o *options) setMountOption(opt string, sloppy bool) error {
 		return err
 	case "overlay":
 		return o.overlay.Set(value)
+	case "cache":
+		return o.cache.Set(value)
 	case "on_close", "on-close":
 		return o.onClose.Set(value)
 	case "epoch":
@@ -166,6 +168,9 @@ func (o *options) args() []string {
 	}
 	if o.overlay != 0 {
 		args = append(args, fmt.Sprintf("--overlay=%dB", uint64(o.overlay)))
+	}
+	if o.cache.set {
+		args = append(args, fmt.Sprintf("--cache=%dB", uint64(o.cache.byteSize)))
 	}
 	args = append(args, o.epochs.args()...)
 	for _, flag := range []struct{ name, value string }{

@@ -30,6 +30,32 @@ func (m *metricsServer) addMount(vol *volume.Volume, attached func() []attach.St
 	})
 }
 
+// addPages adds the metrics of clean pages in local memory; pages may be nil.
+func (m *metricsServer) addPages(pages *rdmacache.Pages) {
+	if pages == nil {
+		return
+	}
+	read := func(context.Context) (rdmacache.PagesStats, error) { return pages.Stats(), nil }
+	metrics.Add(m.Registry, "pages", read, pagesMetrics...)
+}
+
+var pagesMetrics = []metrics.Metric[rdmacache.PagesStats]{
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_read_pages_total", Help: "Pages that the kernel asked for: found in local memory (hit), on their way for somebody else (merged), fetched (miss).",
+		Label: "how", Points: func(s rdmacache.PagesStats) []metrics.Point {
+			return []metrics.Point{
+				{Name: "hit", Value: float64(s.Hits)},
+				{Name: "merged", Value: float64(s.Merged)},
+				{Name: "miss", Value: float64(s.Misses)},
+			}
+		},
+	},
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_read_requests_total", Help: "Requests for pages that went to the memory node.",
+		Value: func(s rdmacache.PagesStats) float64 { return float64(s.Reads) },
+	},
+}
+
 var volumeMetrics = []metrics.Metric[volume.Status]{
 	{
 		Kind: metrics.Gauge, Name: "rpmemfs_pool_volatile", Help: "1 if the pool is lost with the machine.",

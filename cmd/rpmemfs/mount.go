@@ -125,9 +125,11 @@ func (d *daemon) open(ctx context.Context) error {
 			return fmt.Errorf("attach socket: %w", err)
 		}
 	}
+	pages := d.o.pages()
 	d.volume = volume.New(volume.Config{
 		Pool:         d.source,
 		Conn:         conn,
+		Pages:        pages,
 		FrameBytes:   int64(d.o.overlay),
 		OnClose:      namespace.OnClose(d.o.onClose),
 		Interval:     d.o.epochs.interval,
@@ -143,6 +145,7 @@ func (d *daemon) open(ctx context.Context) error {
 	d.volume.SetMembers(members{d.members})
 	if d.metrics != nil {
 		d.metrics.addMount(d.volume, d.members.Files, d.source.why)
+		d.metrics.addPages(pages)
 	}
 	d.server, err = fs.Mount(fs.Config{
 		Volume:     d.volume,

@@ -23,11 +23,12 @@ type options struct {
 	steal      bool
 	wait       time.Duration // for the lease
 	lease      time.Duration
-	queuePairs int      // of an RDMA mount; 0: a default
-	metrics    string   // address; empty: none
-	size       byteSize // of a new pool; 0: a default
-	device     string   // that holds a new pool's data; empty: a file
-	overlay    byteSize // memory of one file's open epoch; 0: a default
+	queuePairs int       // of an RDMA mount; 0: a default
+	metrics    string    // address; empty: none
+	size       byteSize  // of a new pool; 0: a default
+	device     string    // that holds a new pool's data; empty: a file
+	overlay    byteSize  // memory of one file's open epoch; 0: a default
+	cache      cacheSize // memory for clean pages
 	onClose    closeMode
 	epochs     epochOptions
 	control    string // path of the socket; empty: a default; "none": no socket
@@ -116,6 +117,7 @@ func mountCommand() *cobra.Command {
 	f.BoolVar(&o.background, "background", false, "return when the mount is ready; the daemon goes on")
 	f.Var(&o.onClose, "on-close", "what uncommitted stores through mappings do at the last close: rollback or commit")
 	f.Var(&o.overlay, "overlay", "memory that one file's open epoch takes before it goes to the pool, such as 64MiB")
+	f.Var(&o.cache, "cache", "memory for pages that the kernel has dropped (default 64MiB for a memory node, 0 for a pool of this machine)")
 	o.epochs.addFlags(f)
 	addTLSFlags(cmd, &o.tls)
 	f.BoolVar(&o.steal, "steal", false, "take the lease of the share from who has it; what that mount did not commit is lost")
@@ -212,6 +214,21 @@ func (b *byteSize) Set(s string) error {
 	}
 	*b = byteSize(n)
 	return nil
+}
+
+// A cacheSize is a byteSize that may be 0, and knows whether it was set.
+type cacheSize struct {
+	byteSize
+	set bool
+}
+
+func (c *cacheSize) Set(s string) error {
+	c.set = true
+	if n, err := humanize.ParseBytes(s); err == nil && n == 0 {
+		c.byteSize = 0
+		return nil
+	}
+	return c.byteSize.Set(s)
 }
 
 // A closeMode is a namespace.OnClose as people write it.

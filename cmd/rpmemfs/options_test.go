@@ -19,7 +19,7 @@ func TestHelperArgs(t *testing.T) {
 		{"/pool /mnt", "--on-close=rollback"},
 		{"/pool /mnt -o rw", "--on-close=rollback"},
 		{"/pool /mnt -o rw,noauto,_netdev,nofail,user,x-systemd.automount,X-a=b,comment=c,nosuid,nodev,noatime", "--on-close=rollback"},
-		{"/pool /mnt -n -v -o size=1MiB,on_close=commit,overlay=2MB", "--on-close=commit --size=1048576B --overlay=2000000B"},
+		{"/pool /mnt -n -v -o size=1MiB,on_close=commit,overlay=2MB,cache=0", "--on-close=commit --size=1048576B --overlay=2000000B --cache=0B"},
 		{"/pool /mnt -o ro -o allow_other,noexec", "--on-close=rollback --allow-other --read-only --no-exec"},
 		{"-oro /pool /mnt -t fuse.rpmemfs", "--on-close=rollback --read-only"},
 		{"/pool /mnt -o ro,follow=1s", "--on-close=rollback --read-only --follow=1s"},

@@ -35,6 +35,21 @@ type source interface {
 // sequential read waits for one after the other (docs/rationale.md).
 const farAhead = 512 << 10
 
+// defaultCache is what a mount of a memory node keeps of clean pages, in bytes.
+const defaultCache = 64 << 20
+
+// pages returns what keeps clean pages; nil where the pool is in this process, and nobody
+// asked for it.
+func (o *options) pages() *rdmacache.Pages {
+	switch {
+	case o.cache.set && (o.remote() || o.cache.byteSize > 0):
+		return rdmacache.NewPages(int64(o.cache.byteSize))
+	case o.remote():
+		return rdmacache.NewPages(defaultCache)
+	}
+	return nil
+}
+
 // remote reports whether the source is a memory node.
 func (o *options) remote() bool { return nodeurl.Is(o.pool) }
 

@@ -167,21 +167,17 @@ func (s *Store) Withdraw(w rdmacache.Window) {
 	s.windows = slices.DeleteFunc(s.windows, func(x rdmacache.Window) bool { return x == w })
 }
 
-// Revoke takes the bytes from start up to end out of reach, for good if forGood; else
-// they may be reached again when it returned.
+// Revoke takes the bytes from start up to end out of reach: for good if forGood is true,
+// else they may be reached anew.
 func (s *Store) Revoke(start, end int64, forGood bool) {
-	s.mu.Lock()
-	s.lost = append(s.lost, run{start, end})
-	s.mu.Unlock()
+	if forGood {
+		s.mu.Lock()
+		s.lost = append(s.lost, run{start, end})
+		s.mu.Unlock()
+	}
 	for _, w := range s.exposedTo() {
 		w.Revoke(start, end)
 	}
-	if forGood {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.lost = slices.DeleteFunc(s.lost, func(r run) bool { return r == run{start, end} })
 }
 
 // A Device is the Store as a device has it, which asks nobody: without hooks, whether

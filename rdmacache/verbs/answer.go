@@ -149,7 +149,7 @@ func (m *message) fail(err error, other code) {
 	if c == codeProtocol || c == codeOK {
 		c = other
 	}
-	m.kind, m.code, m.text = kindError, c, err.Error()
+	m.kind, m.code, m.text = kindError, c, textOf(err)
 }
 
 // persist makes ranges persistent. They are what the client reaches: else it was told of

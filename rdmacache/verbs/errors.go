@@ -89,6 +89,15 @@ func codeOf(err error, other code) code {
 	return other
 }
 
+// textOf is what the peer is told of an error.
+func textOf(err error) string {
+	var r *refusal
+	if errors.As(err, &r) {
+		return r.text
+	}
+	return err.Error()
+}
+
 // final says that trying again does not help.
 func final(err error) bool {
 	return errors.Is(err, rdmacache.ErrFenced) || errors.Is(err, errVersion) || errors.Is(err, ErrMessage)

@@ -174,7 +174,7 @@ func (s *server) admit(r Request, h *hello) (Session, error) {
 }
 
 func (s *server) reject(r Request, err error) error {
-	why := &refusal{codeOf(err, codeUnavailable), err.Error()}
+	why := &refusal{codeOf(err, codeUnavailable), textOf(err)}
 	return errors.Join(err, r.Reject(why.encodeReject()))
 }
 

@@ -232,3 +232,6 @@ func conformance(t *testing.T, m rdmacache.Medium, w way, change func(*verbs.Con
 		return c
 	}, w.without()...)
 }
+
+// modelOptions are those of a client.
+func modelOptions(flush bool) model.HostOptions { return model.HostOptions{Flush: flush} }

@@ -274,9 +274,11 @@ func (m *message) encode(b []byte) int {
 	binary.LittleEndian.PutUint32(b[4:], uint32(n))
 	binary.LittleEndian.PutUint64(b[8:], m.id)
 	binary.LittleEndian.PutUint32(b[16:], 0)
-	binary.LittleEndian.PutUint32(b[20:], messageSum(b[:headerSize+n]))
+	putMessageSum(b[:headerSize+n])
 	return headerSize + n
 }
+
+func putMessageSum(b []byte) { binary.LittleEndian.PutUint32(b[20:], messageSum(b)) }
 
 // messageSum is the checksum of a message, but of the bytes that it is in.
 func messageSum(b []byte) uint32 {

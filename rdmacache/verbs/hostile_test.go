@@ -186,10 +186,10 @@ func TestHostileMessages(t *testing.T) {
 		}
 	}
 	flood := connectGood(t, f, 3)
-	for i := range uint64(3000) { // without hearing the answers: it runs out of receives
-		if flood.say(verbs.EncodeMap(i, 0)) != nil {
-			break
-		}
+	ask := verbs.EncodeMap(1, 0)
+	err := flood.say(ask)
+	for i := 0; i < 3000 && err == nil; i++ { // without hearing the answers: it runs out of receives
+		err = flood.q.Post([]verbs.Work{{Op: verbs.OpSend, ID: 100, Local: flood.mem[32<<10:][:len(ask)], LKey: flood.mr.LKey()}})
 	}
 	f.works(t)
 }
@@ -204,25 +204,50 @@ func TestKeysAreOfOneConnection(t *testing.T) {
 	if err != nil || m.Kind != kindMapped {
 		t.Fatalf("MAP = %+v, %v", m, err)
 	}
-	write := func(r *raw, p string) error {
-		copy(r.mem[40<<10:], p)
-		err := r.q.Post([]verbs.Work{{
-			Op: verbs.OpWrite, Signaled: true, Local: r.mem[40<<10:][:len(p)], LKey: r.mr.LKey(), RKey: m.RKey, Remote: m.Address,
-		}})
-		var done [1]verbs.Completion
-		if err == nil {
-			_, err = r.q.Wait(context.Background(), done[:])
-		}
-		return errors.Join(err, done[0].Err)
-	}
-	if err := write(b, "stolen"); err == nil {
+	if err := b.write("stolen", m); err == nil {
 		t.Error("a client wrote with the rkey of another")
 	}
 	if got := s.Visible(0, 6); !bytes.Equal(got, make([]byte, 6)) {
 		t.Errorf("memory is %q", got)
 	}
-	if err := write(a, "mine"); err != nil {
+	if err := a.write("mine", m); err != nil {
 		t.Error(err)
+	}
+}
+
+// write writes p to where m says.
+func (r *raw) write(p string, m verbs.Decoded) error {
+	copy(r.mem[40<<10:], p)
+	err := r.q.Post([]verbs.Work{{
+		Op: verbs.OpWrite, Signaled: true, Local: r.mem[40<<10:][:len(p)], LKey: r.mr.LKey(), RKey: m.RKey, Remote: m.Address,
+	}})
+	var done [1]verbs.Completion
+	for err == nil && done[0].Op != verbs.OpWrite && done[0].Err == nil {
+		_, err = r.q.Wait(context.Background(), done[:])
+	}
+	return errors.Join(err, done[0].Err)
+}
+
+// When a stream has a new connection nothing of the old one arrives any more, though its
+// client did not close it.
+func TestNewConnectionEndsOld(t *testing.T) {
+	s := conntest.NewStore(8<<20, rdmacache.Medium{Kind: "dax"})
+	f := newFabric(t, friendly(), s, ways(false)[2])
+	f.serve()
+	old := connectGood(t, f, 1)
+	m, err := old.ask(verbs.EncodeMap(1, 0))
+	if err != nil || m.Kind != kindMapped {
+		t.Fatalf("MAP = %+v, %v", m, err)
+	}
+	if err := old.write("old", m); err != nil {
+		t.Fatal(err)
+	}
+	token, _ := f.tokens.give(t.Context())
+	if _, err := connectRaw(t, f, verbs.EncodeHello(token, 1, 2)); err != nil {
+		t.Fatal(err)
+	}
+	if err := old.write("late", m); err == nil || string(s.Visible(0, 3)) != "old" {
+		t.Errorf("a write of the old connection: %v; memory is %q", err, s.Visible(0, 4))
 	}
 }
 
@@ -356,14 +381,7 @@ func TestReadOnly(t *testing.T) {
 	if err != nil || m.Kind != kindMapped {
 		t.Fatalf("MAP = %+v, %v", m, err)
 	}
-	err = r.q.Post([]verbs.Work{{
-		Op: verbs.OpWrite, Signaled: true, Local: r.mem[40<<10:][:8], LKey: r.mr.LKey(), RKey: m.RKey, Remote: m.Address,
-	}})
-	var done [1]verbs.Completion
-	if err == nil {
-		_, err = r.q.Wait(t.Context(), done[:])
-	}
-	if errors.Join(err, done[0].Err) == nil {
+	if r.write("x", m) == nil {
 		t.Error("a read-only session wrote")
 	}
 }

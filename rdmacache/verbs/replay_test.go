@@ -111,7 +111,7 @@ func TestReplayAfterPowerLoss(t *testing.T) {
 		s := conntest.NewStore(1<<20, m)
 		f, c := connect(t, hostile(*seed), s, w, nil)
 		losses := 0
-		stop := meanwhile(40*time.Millisecond, func() {
+		stop := meanwhile(100*time.Millisecond, func() {
 			f.server.PowerOff()
 			f.server.Crash()
 			f.stop()
@@ -121,7 +121,7 @@ func TestReplayAfterPowerLoss(t *testing.T) {
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		err := conntest.Stress(ctx, c, s, *seed, 4, 60)
+		err := conntest.Stress(ctx, c, s, *seed, 4, 40)
 		stop()
 		if err != nil {
 			t.Errorf("%v (-seed %d)", err, *seed)

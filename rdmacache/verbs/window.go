@@ -41,13 +41,12 @@ type window struct {
 
 var _ rdmacache.Window = (*window)(nil)
 
-// A mapping is an MR over the bytes of the pool from start up to end.
+// A mapping is an MR over the bytes of the pool from start up to end. No two of a window
+// overlap.
 type mapping struct {
 	start, end int64
 	mr         MR
 }
-
-func (m *mapping) covers(start, end int64) bool { return m.start <= start && end <= m.end }
 
 // attach gives the window its queue pair, or closes that if the window has ended.
 func (w *window) attach(q Queue) error {
@@ -79,12 +78,18 @@ func (w *window) reach(off int64) (extent, error) {
 		return extent{}, &refusal{codeRange, fmt.Sprintf("byte %d is not in memory", off)}
 	}
 	for i := range w.mappings {
-		if m := &w.mappings[i]; m.covers(start, end) {
-			return m.extent(start, end), nil
+		switch m := &w.mappings[i]; {
+		case m.end <= off:
+			start = max(start, m.end)
+		case m.start > off:
+			end = min(end, m.start)
+		default:
+			return m.extent(), nil
 		}
 	}
-	if err := w.makeRoom(start, end); err != nil {
-		return extent{}, err
+	if len(w.mappings) >= maxMappings {
+		// A new connection has few again: what was granted bit by bit is in one piece by now.
+		return extent{}, &refusal{codeStale, fmt.Sprintf("%d parts of the pool are registered", len(w.mappings))}
 	}
 	mr, err := w.domain.Register(w.mem[start:end:end], w.access)
 	if errors.Is(err, unix.ENOSPC) {
@@ -93,32 +98,14 @@ func (w *window) reach(off int64) (extent, error) {
 	if err != nil {
 		return extent{}, fmt.Errorf("register bytes %d to %d: %w", start, end, err)
 	}
-	w.mappings = append(w.mappings, mapping{start, end, mr})
-	return w.mappings[len(w.mappings)-1].extent(start, end), nil
+	m := mapping{start, end, mr}
+	w.mappings = append(w.mappings, m)
+	return m.extent(), nil
 }
 
-// extent is what the client is told of a part of the mapping.
-func (m *mapping) extent(start, end int64) extent {
-	return extent{start: start, end: end, address: m.mr.Address() + uint64(start-m.start), rkey: m.mr.RKey()}
-}
-
-// makeRoom deregisters what others cover, or the bytes from start up to end will, if
-// there are many mappings.
-func (w *window) makeRoom(start, end int64) error {
-	if len(w.mappings) < maxMappings {
-		return nil
-	}
-	all := slices.Clone(w.mappings)
-	w.remove(func(m *mapping) bool {
-		if start <= m.start && m.end <= end {
-			return true
-		}
-		return slices.ContainsFunc(all, func(x mapping) bool { return x.covers(m.start, m.end) && x.end-x.start > m.end-m.start })
-	})
-	if len(w.mappings) >= maxMappings {
-		return &refusal{codeStale, fmt.Sprintf("%d parts of the pool are registered", len(w.mappings))}
-	}
-	return nil
+// extent is what the client is told of the mapping.
+func (m *mapping) extent() extent {
+	return extent{start: m.start, end: m.end, address: m.mr.Address(), rkey: m.mr.RKey()}
 }
 
 // remove deregisters the mappings that which says. Where that fails the queue pair goes:
@@ -158,7 +145,7 @@ func (w *window) cut() {
 func (w *window) holds(p place) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return slices.ContainsFunc(w.mappings, func(m mapping) bool { return m.covers(p.off, p.end()) })
+	return slices.ContainsFunc(w.mappings, func(m mapping) bool { return m.start <= p.off && p.end() <= m.end })
 }
 
 // Revoke ends access to the bytes from start up to end. The client finds out when it

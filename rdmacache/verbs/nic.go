@@ -25,6 +25,7 @@ type RejectedError struct {
 func (e *RejectedError) Error() string { return "verbs: connection rejected" }
 
 // What fits into the messages that make a connection, in bytes (rdma_cm(7), RDMA_PS_TCP).
+// Shorter ones may arrive with zeros behind them: the messages have room for that many.
 const (
 	MaxHello   = 56
 	MaxWelcome = 196
@@ -122,7 +123,7 @@ const (
 type Work struct {
 	Op       Op
 	Signaled bool   // its success makes a Completion; failure does in any case
-	ID       uint64 // of that Completion
+	ID       uint64 // of that Completion, below 1<<56
 	Local    []byte // in the MR of LKey
 	LKey     uint32
 	RKey     uint32

@@ -16,7 +16,18 @@ CSTD   := -std=c11 -O2 -g -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
 CFLAGS ?=
 
 # have tells whether a library's header is there.
-have = $(shell printf '\#include <$(1)>\n' | $(CC) -E - >/dev/null 2>&1 && echo yes)
+HASH := \#
+have = $(shell printf '$(HASH)include <$(1)>\n' | $(CC) -E - >/dev/null 2>&1 && echo yes)
+
+# The verbs transport is built where rdma-core is (package libibverbs-dev, librdmacm-dev), and
+# with FLUSH where its headers have it (version 56). Everything that runs go sees the tags:
+# tests build programs, too. They are looked for anew by each recipe, as install-deps may just
+# have brought them.
+TAGS = $(shell pkg-config --exists libibverbs librdmacm 2>/dev/null && echo rdma$(RDMA_FLUSH))
+RDMA_FLUSH = $(shell printf '$(HASH)include <infiniband/verbs.h>\nint op = IBV_WR_FLUSH;\n' | \
+	$(CC) -fsyntax-only -x c - 2>/dev/null && echo ,rdmaflush)
+OWN_GOFLAGS := $(GOFLAGS)
+export GOFLAGS = $(strip $(OWN_GOFLAGS) $(addprefix -tags=,$(TAGS)))
 
 C_SOURCES := $(wildcard examples/*/*.c tests/c/*.c)
 ifneq ($(call have,lmdb.h),yes)
@@ -133,11 +144,16 @@ bench: ## compare with go-fuse's loopback file system and others; prints one tab
 lint: ## formatting, vet, staticcheck, go.mod, C warnings
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt: $$out"; exit 1; }
 	$(GO) vet ./...
+	GOFLAGS= $(GO) vet ./...
 	$(GO) tool -modfile=tools.mod staticcheck ./...
 	$(GO) mod tidy -diff
 	@for f in $(C_SOURCES); do
 		echo "cc $$f"
 		$(CC) $(CSTD) -Ilibrpmemfs -fsyntax-only "$$f"
+	done
+	for f in $$($(GO) list -f '{{range .CFiles}}{{$$.Dir}}/{{.}} {{end}}' ./rdmacache/verbs); do
+		echo "cc $$f"
+		$(CC) $(CSTD) -fsyntax-only "$$f"
 	done
 
 .PHONY: install

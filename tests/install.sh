@@ -21,6 +21,9 @@ if [[ ${1:-all} == all ]]; then
 		spin:spin
 		memcached:memcached
 		libpmemobj-dev:/usr/include/libpmemobj.h
+		pkg-config:pkg-config
+		libibverbs-dev:/usr/include/infiniband/verbs.h
+		librdmacm-dev:/usr/include/rdma/rdma_cma.h
 	)
 fi
 

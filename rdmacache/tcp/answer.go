@@ -12,6 +12,9 @@ const writeTimeout = 30 * time.Second
 // answersSize is how much of its answers a connection gathers before it sends.
 const answersSize = 64 << 10
 
+// large holds the buffers of answers that are longer, *[headerSize + maxData]byte.
+var large = sync.Pool{New: func() any { return new([headerSize + maxData]byte) }}
+
 // answers sends a connection's answers. It is safe for concurrent use.
 type answers struct {
 	nc net.Conn

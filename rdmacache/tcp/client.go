@@ -35,9 +35,11 @@ const (
 // A new connection starts with sent = acked.
 //
 // run owns the goroutines: one that sends, one that receives, one that watches. Who
-// flushes or reads sends itself where that does not block.
+// flushes or reads sends itself where that does not block, and receives his answer
+// where it comes soon.
 //
-// Lock order: sendMu, then mu. mu is never held across the network; sendMu is.
+// Lock order: turn of the link, then sendMu, then mu. mu is never held across the
+// network; the others are, and mu of the readOp that is being received, under turn.
 type Conn struct {
 	patience time.Duration // immutable, as all up to sendMu
 	window   int64
@@ -139,8 +141,8 @@ func (c *Conn) Close() error {
 }
 
 // Write queues a copy of p for byte off of the pool. Reads see it, and the next
-// Flush makes it persistent and says what became of it: until then any of its
-// aligned runs of 1 MiB may be there or not, each as a whole.
+// Flush makes it persistent and says what became of it: until then any part of it may
+// be there or not.
 //
 // Write waits while the window is full. region.ErrNoSpace if it stays full because
 // the pool has no space for what it holds.
@@ -238,6 +240,7 @@ func (c *Conn) Flush(ctx context.Context) error {
 	w := c.expect()
 	c.mu.Unlock()
 	c.send()
+	c.lead(w.done)
 	if err := w.wait(ctx); err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}

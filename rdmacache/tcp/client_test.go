@@ -178,6 +178,7 @@ func (k *cutter) listen(l net.Listener) net.Listener {
 	return &conntest.Listener{Listener: l, Wrap: func(nc net.Conn) net.Conn {
 		k.mu.Lock()
 		defer k.mu.Unlock()
+		nc = struct{ net.Conn }{nc} // the server leaves it alone
 		k.conns = append(k.conns, nc)
 		return nc
 	}}
@@ -239,6 +240,38 @@ func TestAbandonedReadIsNoTrouble(t *testing.T) {
 	k.cut()
 	if err := c.Flush(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// The end of a connection is heard of when nobody waits for an answer, also after those
+// who waited received their answers themselves.
+func TestEndIsHeardOfByNobody(t *testing.T) {
+	s := conntest.NewStore(1<<20, dax)
+	var k cutter
+	c := dial(t, tcp.Config{Connect: dialer(serve(t, one{s}, k.listen)), Patience: time.Second})
+	for range 100 {
+		if err := c.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k.cut()
+	eventually(t, "a second connection", func() bool { return k.count() == 2 })
+}
+
+// count returns how many connections there were.
+func (k *cutter) count() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.conns)
+}
+
+// eventually waits until done.
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("there is not %s", what)
+		}
 	}
 }
 

@@ -542,7 +542,7 @@ func FuzzServer(f *testing.F) {
 				_ = here.Close()
 			}()
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-			k := newLink(there, n, hello{alive: time.Second})
+			k := newLink(&direct{Conn: there}, n, hello{alive: time.Second})
 			if err := k.serve(ctx); err == nil || ctx.Err() != nil {
 				t.Errorf("serve = %v, %v", err, ctx.Err())
 			}

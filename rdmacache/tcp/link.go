@@ -3,7 +3,6 @@ package tcp
 import (
 	"context"
 	"fmt"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +19,7 @@ const slowBytes = 2 << 20
 // a device, READs and FLUSHes wait beside it: a FLUSH takes along the writes before
 // it, and a READ sees them.
 type link struct {
-	nc        net.Conn // immutable, as all up to drained
+	nc        *direct // immutable, as all up to drained
 	session   Session
 	medium    rdmacache.Medium
 	hello     hello
@@ -43,7 +42,7 @@ type link struct {
 // slowUnit is what a token of link.room stands for.
 const slowUnit = 64 << 10
 
-func newLink(nc net.Conn, session Session, h hello) *link {
+func newLink(nc *direct, session Session, h hello) *link {
 	k := &link{
 		nc: nc, session: session, medium: session.Medium(), hello: h, drained: make(chan struct{}),
 		room: make(chan struct{}, slowBytes/slowUnit), flush: make(chan struct{}, 1),
@@ -62,7 +61,6 @@ func (k *link) serve(ctx context.Context) error {
 	defer cancel()
 	defer k.slow.Wait()
 	err := k.loop()
-	k.rx.release()
 	k.drainOnce()
 	if c := codeOf(err, codeOK); c != codeOK {
 		k.out.add(header{kind: kindError, code: c}, err.Error())
@@ -81,7 +79,10 @@ func (k *link) loop() error {
 				return err
 			}
 		}
-		h, data, err := k.rx.next()
+		h, err := k.rx.header()
+		if err == nil && h.kind != kindWrite {
+			err = h.verify(nil)
+		}
 		if err != nil {
 			return err
 		}
@@ -89,14 +90,14 @@ func (k *link) loop() error {
 			return fmt.Errorf("%w: request %d after %d", errProtocol, h.sequence, k.seq)
 		}
 		k.seq++
-		k.busy.Add(1)
 		switch h.kind {
 		case kindWrite:
-			err = k.write(h, data)
-			k.busy.Add(-1)
+			err = k.write(h)
 		case kindRead:
+			k.busy.Add(1)
 			k.beside(int(h.length), func() { k.read(h) })
 		case kindFlush:
+			k.busy.Add(1)
 			err = k.takeFlush(h)
 		default:
 			err = fmt.Errorf("%w: a request of kind %d", errProtocol, h.kind)
@@ -107,20 +108,40 @@ func (k *link) loop() error {
 	}
 }
 
-// write applies a WRITE. Only the end of the session is an error.
-func (k *link) write(h header, data []byte) error {
-	err := k.session.WriteAt(data, h.offset)
-	if err == nil {
+// write takes the data of a WRITE and applies it: in pieces, if it is long. Of one that
+// is damaged some may be stored then. Nothing refers to that before the FLUSH, which
+// never comes over this connection.
+//
+// What the medium refuses is the next FLUSH's error, unless the session is over.
+func (k *link) write(h header) error {
+	n, done, sum := int(h.length), 0, uint32(0)
+	var failed error
+	for done < n {
+		p, upto, err := k.rx.some(min(n-done, longData), sum)
+		if err != nil {
+			return err
+		}
+		if sum = upto; done+len(p) == n && sum != h.sum {
+			return errCorrupt
+		}
+		if failed == nil {
+			k.busy.Add(1) // not while data is waited for: that it comes is the client's to show
+			failed = k.session.WriteAt(p, h.offset+int64(done))
+			k.busy.Add(-1)
+		}
+		done += len(p)
+	}
+	if failed == nil {
 		return nil
 	}
-	err = fmt.Errorf("write %d bytes at %d: %w", h.length, h.offset, err)
-	switch codeOf(err, codePoisoned) {
+	failed = fmt.Errorf("write %d bytes at %d: %w", h.length, h.offset, failed)
+	switch codeOf(failed, codePoisoned) {
 	case codeFenced:
-		return err
+		return failed
 	case codeNoSpace:
-		k.noSpace = err
+		k.noSpace = failed
 	default:
-		k.failed = err
+		k.failed = failed
 	}
 	return nil
 }

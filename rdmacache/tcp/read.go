@@ -12,10 +12,12 @@ type readOp struct {
 	off int64
 	n   int
 
-	mu sync.Mutex
-	p  []byte // nil once nobody waits any more
+	mu sync.Mutex // held while bytes are received to p
+	p  []byte     // nil once nobody waits any more
 }
 
+// abandon makes r one that nobody waits for, and nobody stores for. It waits where the
+// bytes are just arriving.
 func (r *readOp) abandon() {
 	r.mu.Lock()
 	r.p = nil
@@ -29,12 +31,18 @@ func (r *readOp) abandoned() bool {
 	return r.p == nil
 }
 
-// finish hands the bytes over.
-func (r *readOp) finish(data []byte) {
+// receive stores the bytes that follow h.
+func (r *readOp) receive(rx *receiver, h *header) error {
 	r.mu.Lock()
-	copy(r.p, data)
-	r.mu.Unlock()
-	r.done <- nil
+	defer r.mu.Unlock()
+	if r.p == nil {
+		return rx.skip(h.follows())
+	}
+	sum, err := rx.into(r.p, 0)
+	if err == nil && sum != h.sum {
+		err = errCorrupt
+	}
+	return err
 }
 
 // Read fills p from byte off of the pool. What it put there before an error is
@@ -69,6 +77,7 @@ func (c *Conn) ask(ctx context.Context, p []byte, off int64) error {
 	c.reads = append(c.reads, op)
 	c.mu.Unlock()
 	c.send()
+	c.lead(op.done)
 	err = op.wait(ctx)
 	if err != nil {
 		op.abandon() // nobody stores to p any more

@@ -1,26 +1,29 @@
 package tcp
 
 import (
+	"hash/crc32"
 	"io"
 	"net"
-	"sync"
 	"sync/atomic"
 )
 
-// receiveSize is what a connection reads ahead. A message up to this size is used
-// where it was received: an answer to the largest READ that the kernel's read-ahead
-// asks for by default is one.
-const receiveSize = headerSize + 128<<10
+// receiveSize is what a connection reads ahead: that much data, and a header.
+const receiveSize = headerSize + longData
 
-// large holds the buffers of messages that are longer, *[headerSize + maxData]byte.
-var large = sync.Pool{New: func() any { return new([headerSize + maxData]byte) }}
+// longData is the most data of a message that is used where it was received: as much as
+// an answer to the largest READ that the kernel's read-ahead asks for by default. It
+// stays in the processor's cache.
+const longData = 128 << 10
 
-// A receiver takes messages from a connection. One goroutine uses it.
+// A receiver takes messages from a connection. One goroutine at a time uses it.
 type receiver struct {
 	nc   net.Conn
 	buf  []byte
 	r, w int // what was received and not taken yet: buf[r:w]
-	big  *[headerSize + maxData]byte
+	// long says that the last message was one that buf does not hold. The next one
+	// may be too: no more than its header is received ahead, since all that follows
+	// has to be copied.
+	long bool
 
 	heard atomic.Int64 // bytes received; tells that the peer lives, publishes nothing
 }
@@ -29,7 +32,7 @@ func newReceiver(nc net.Conn) *receiver {
 	return &receiver{nc: nc, buf: make([]byte, receiveSize)}
 }
 
-// ready says that next will not wait.
+// ready says that the next message is there.
 func (r *receiver) ready() bool {
 	var h header
 	if r.w-r.r < headerSize {
@@ -38,47 +41,75 @@ func (r *receiver) ready() bool {
 	return h.decode(r.buf[r.r:]) != nil || r.w-r.r >= headerSize+h.follows()
 }
 
-// next returns the next message, its checksum verified. data is valid until the
-// next call. io.EOF where the peer closed between two messages.
-func (r *receiver) next() (h header, data []byte, err error) {
-	r.release()
+// header returns the header of the next message. io.EOF where the peer closed between
+// two messages.
+func (r *receiver) header() (h header, err error) {
 	if err := r.fill(headerSize); err != nil {
-		return h, nil, err
+		return h, err
 	}
 	if err := h.decode(r.buf[r.r:]); err != nil {
-		return h, nil, err
+		return h, err
 	}
-	size := headerSize + h.follows()
-	var b []byte
-	if size <= len(r.buf) {
-		if err := r.fill(size); err != nil {
-			return h, nil, noEOF(err)
-		}
-		b = r.buf[r.r : r.r+size]
-		r.r += size
-	} else {
-		r.big = large.Get().(*[headerSize + maxData]byte)
-		b = r.big[:size]
-		have := copy(b, r.buf[r.r:r.w])
-		r.r, r.w = 0, 0
-		for have < size {
-			n, err := r.nc.Read(b[have:])
-			r.heard.Add(int64(n))
-			have += n
-			if err != nil && have < size {
-				return h, nil, noEOF(err)
-			}
-		}
-	}
-	return h, b[headerSize:], h.verify(b[headerSize:])
+	r.r += headerSize
+	r.long = h.follows() > longData
+	return h, nil
 }
 
-// release gives up what next returned last.
-func (r *receiver) release() {
-	if r.big != nil {
-		large.Put(r.big)
-		r.big = nil
+// data returns all that follows h, its checksum verified, at most longData bytes. They
+// are valid until the next call.
+func (r *receiver) data(h *header) ([]byte, error) {
+	data, sum, err := r.some(h.follows(), 0)
+	if err == nil && sum != h.sum {
+		err = errCorrupt
 	}
+	return data, err
+}
+
+// some returns the next n bytes of a message, at most longData, and sum brought up to
+// them. They are valid until the next call.
+func (r *receiver) some(n int, sum uint32) ([]byte, uint32, error) {
+	if err := r.fill(n); err != nil {
+		return nil, 0, noEOF(err)
+	}
+	r.r += n
+	p := r.buf[r.r-n : r.r]
+	return p, crc32.Update(sum, castagnoli, p), nil
+}
+
+// skip drops the next n bytes of a message.
+func (r *receiver) skip(n int) (err error) {
+	for ; n > 0 && err == nil; n -= min(n, longData) {
+		_, _, err = r.some(min(n, longData), 0)
+	}
+	return err
+}
+
+// cached is how much is copied before its checksum is taken: as much as the processor's
+// cache still has.
+const cached = 256 << 10
+
+// into receives the next bytes of a message to p, and returns sum brought up to them.
+func (r *receiver) into(p []byte, sum uint32) (uint32, error) {
+	for len(p) > 0 {
+		n, err := r.buffered(p), error(nil)
+		if n == 0 {
+			n, err = r.nc.Read(p[:min(len(p), cached)])
+			r.heard.Add(int64(n))
+		}
+		sum = crc32.Update(sum, castagnoli, p[:n])
+		p = p[n:]
+		if err != nil && len(p) > 0 {
+			return 0, noEOF(err)
+		}
+	}
+	return sum, nil
+}
+
+// buffered takes into p what was received ahead.
+func (r *receiver) buffered(p []byte) int {
+	n := copy(p, r.buf[r.r:r.w])
+	r.r += n
+	return n
 }
 
 // fill waits until n bytes are there, n <= len(buf).
@@ -91,7 +122,11 @@ func (r *receiver) fill(n int) error {
 		r.r = 0
 	}
 	for r.w-r.r < n {
-		got, err := r.nc.Read(r.buf[r.w:])
+		ahead := len(r.buf)
+		if r.long {
+			ahead = r.r + n
+		}
+		got, err := r.nc.Read(r.buf[r.w:ahead])
 		r.heard.Add(int64(got))
 		r.w += got
 		if err != nil && r.w-r.r < n {

@@ -13,13 +13,24 @@ import (
 
 // A clientLink is one connection of a Conn.
 type clientLink struct {
-	nc     net.Conn
-	rx     *receiver
-	raw    syscall.RawConn // nil where bytes are not sent as they are
-	seq    uint64          // of the last request; mu of the Conn guards it
-	broken chan struct{}   // closed when it is of no use any more
-	once   sync.Once
-	err    error // why; set before broken is closed
+	nc      net.Conn
+	raw     syscall.RawConn // of a direct connection; nil where bytes are not sent as they are
+	seq     uint64          // of the last request; mu of the Conn guards it
+	resumed chan struct{}   // one token: the goroutine of receive is to go on
+	broken  chan struct{}   // closed when it is of no use any more
+	once    sync.Once
+	err     error // why; set before broken is closed
+
+	turn sync.Mutex // to receive; held across it
+	rx   *receiver
+}
+
+// resume makes the goroutine of receive take its turn.
+func (k *clientLink) resume() {
+	select {
+	case k.resumed <- struct{}{}:
+	default:
+	}
 }
 
 func (k *clientLink) fail(err error) {
@@ -51,6 +62,7 @@ func (c *Conn) run(ctx context.Context, k *clientLink) {
 		workers.Go(func() { c.pump(ctx, k) })
 		since := c.watch(ctx, k)
 		workers.Wait()
+		k.turn.Lock() // for good: an answer that still arrived would be taken for another's
 		if ctx.Err() == nil {
 			c.log.Info("data connection broke", "err", k.err)
 		}
@@ -81,6 +93,9 @@ func (c *Conn) watch(ctx context.Context, k *clientLink) time.Time {
 			return time.Now()
 		case now := <-tick.C:
 			h := k.rx.heard.Load()
+			if h == heard {
+				k.resume() // to hear of the connection's end when nobody waits
+			}
 			if h != heard || !c.outstanding() {
 				heard, quiet = h, 0
 				continue
@@ -206,11 +221,11 @@ func (c *Conn) connect(ctx context.Context) (*clientLink, *welcome, error) {
 		}
 		return nil, nil, fmt.Errorf("tcp: greet the memory node: %w", err)
 	}
-	k := &clientLink{nc: nc, rx: newReceiver(nc), broken: make(chan struct{})}
-	if t, ok := nc.(*net.TCPConn); ok {
-		k.raw, _ = t.SyscallConn() // without it the pump sends
-	}
-	return k, w, nil
+	d := &direct{Conn: nc}
+	d.detach(c.patience)
+	return &clientLink{
+		nc: d, raw: d.raw, rx: newReceiver(d), resumed: make(chan struct{}, 1), broken: make(chan struct{}),
+	}, w, nil
 }
 
 // greet exchanges HELLO and WELCOME.

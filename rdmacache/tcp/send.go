@@ -2,7 +2,7 @@ package tcp
 
 import (
 	"context"
-	"net"
+	"errors"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,10 +18,10 @@ const (
 
 // A batch is what is sent at once. sendMu guards it.
 type batch struct {
-	parts net.Buffers // what is left to send
-	all   [][]byte    // the memory of parts
-	heads []byte      // of READs and the FLUSH
-	whole []byte      // parts in one piece
+	parts [][]byte // what is left to send
+	all   [][]byte // the memory of parts
+	heads []byte   // of READs and the FLUSH
+	whole []byte   // parts in one piece
 }
 
 func (b *batch) reset() {
@@ -44,8 +44,12 @@ func (b *batch) add(h header) {
 // writeTo sends what is left. It may block.
 func (b *batch) writeTo(k *clientLink) error {
 	if k.raw != nil {
-		_, err := b.parts.WriteTo(k.nc)
-		return err
+		for len(b.parts) > 0 {
+			if err := b.send(k, 0); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	// There is no writev: each part would be a record of TLS, and a packet.
 	b.whole = b.whole[:0]
@@ -55,6 +59,26 @@ func (b *batch) writeTo(k *clientLink) error {
 	b.parts = nil
 	_, err := k.nc.Write(b.whole)
 	return err
+}
+
+// send sends some of what is left, in one call.
+func (b *batch) send(k *clientLink, flags int) error {
+	var n int
+	var err error
+	closed := k.raw.Control(func(fd uintptr) {
+		n, err = unix.SendmsgBuffers(int(fd), b.parts, nil, nil, flags)
+	})
+	if err = errors.Join(closed, err); err != nil && !errors.Is(err, unix.EINTR) {
+		return err
+	}
+	for len(b.parts) > 0 && n >= len(b.parts[0]) {
+		n -= len(b.parts[0])
+		b.parts = b.parts[1:]
+	}
+	if n > 0 {
+		b.parts[0] = b.parts[0][n:]
+	}
+	return nil
 }
 
 // gather puts the next messages for k into the batch. false: there are none. sendMu
@@ -157,34 +181,11 @@ func (c *Conn) send() {
 		return
 	}
 	for c.gather(k) {
-		if !c.trySend(k) {
-			c.kick()
+		if c.batch.send(k, unix.MSG_DONTWAIT) != nil || len(c.batch.parts) > 0 {
+			c.kick() // the pump waits, or finds out
 			return
 		}
 	}
-}
-
-// trySend sends the batch, or what the connection takes of it now. sendMu is held.
-func (c *Conn) trySend(k *clientLink) bool {
-	var n int
-	var err error
-	werr := k.raw.Write(func(fd uintptr) bool {
-		n, err = unix.Writev(int(fd), c.batch.parts)
-		return true // do not wait
-	})
-	if werr != nil || err != nil {
-		return false // the pump finds out
-	}
-	parts := c.batch.parts
-	for len(parts) > 0 && n >= len(parts[0]) {
-		n -= len(parts[0])
-		parts = parts[1:]
-	}
-	if len(parts) > 0 {
-		parts[0] = parts[0][n:]
-	}
-	c.batch.parts = parts
-	return len(parts) == 0
 }
 
 // pump sends what waits whenever it is woken, until the connection breaks.
@@ -198,6 +199,9 @@ func (c *Conn) pump(ctx context.Context, k *clientLink) {
 			}
 		}
 		c.sendMu.Unlock()
+		if c.outstanding() {
+			k.resume() // who asked may not receive the answer
+		}
 		select {
 		case <-c.wake:
 		case <-k.broken:

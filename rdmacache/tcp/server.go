@@ -21,6 +21,9 @@ const (
 	maxGreeting = 256
 	// maxStreams bounds the connections of one session.
 	maxStreams = 16
+	// maxThreads bounds the connections that each have a thread of their own; the
+	// others share those of the runtime's poller.
+	maxThreads = 64
 	// handshakeTimeout is how long a client has for TLS and its HELLO, and for its old
 	// connection to end.
 	handshakeTimeout = 5 * time.Second
@@ -96,16 +99,17 @@ func Strangers(full func(owner string, dropped uint64)) *places.Table {
 	return places.New(maxGreeting, places.DropOldest, full)
 }
 
-// accept begins to serve nc. Where there are too many that have not said who they are,
+// accept begins to serve a connection. Where there are too many that have not said who they are,
 // it drops one of them, and waits until one has noticed.
-func (s *server) accept(ctx context.Context, nc net.Conn) {
+func (s *server) accept(ctx context.Context, conn net.Conn) {
+	nc := &direct{Conn: conn}
 	select {
 	case s.greeting <- struct{}{}:
 	case <-ctx.Done():
 		_ = nc.Close()
 		return
 	}
-	place := s.strangers.Enter(places.Source(nc.RemoteAddr()), places.Closer(nc))
+	place := s.strangers.Enter(places.Source(nc.RemoteAddr()), places.Closer(conn))
 	s.links.Go(func() {
 		defer func() { _ = nc.Close() }()
 		ctx, cancel := context.WithCancel(ctx)
@@ -124,6 +128,9 @@ func (s *server) accept(ctx context.Context, nc net.Conn) {
 		}
 		k, err := s.greet(ctx, nc, session, h, deadline)
 		if err == nil {
+			if s.few() {
+				nc.detach(writeTimeout)
+			}
 			err = k.serve(ctx)
 		}
 		if k != nil {
@@ -133,6 +140,13 @@ func (s *server) accept(ctx context.Context, nc net.Conn) {
 			s.log.Info("data connection ended", "peer", nc.RemoteAddr(), "err", err)
 		}
 	})
+}
+
+// few says whether a connection may have a thread.
+func (s *server) few() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.welcomed <= maxThreads
 }
 
 // stranger logs why a connection got no session: once a second, however many come.
@@ -149,7 +163,7 @@ func (s *server) stranger(nc net.Conn, err error) {
 
 // hello takes the HELLO and finds the session, for which TLS shakes hands first. If it
 // fails the client is told.
-func (s *server) hello(nc net.Conn, deadline time.Time) (h hello, session Session, err error) {
+func (s *server) hello(nc *direct, deadline time.Time) (h hello, session Session, err error) {
 	if err := nc.SetDeadline(deadline); err != nil {
 		return h, nil, err
 	}
@@ -172,7 +186,7 @@ func refuseHello(err error) []byte {
 
 // greet joins nc to its stream and answers HELLO. A link that is returned, even with
 // an error, has to leave.
-func (s *server) greet(ctx context.Context, nc net.Conn, session Session, h hello, deadline time.Time) (*link, error) {
+func (s *server) greet(ctx context.Context, nc *direct, session Session, h hello, deadline time.Time) (*link, error) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
 	k, err := s.join(ctx, nc, session, h)
@@ -199,7 +213,7 @@ func (s *server) greet(ctx context.Context, nc net.Conn, session Session, h hell
 // join makes nc the connection of its stream. The one before is cut, and everything
 // that it received is applied or dropped when join returns without an error: what
 // comes over nc comes after it.
-func (s *server) join(ctx context.Context, nc net.Conn, session Session, h hello) (*link, error) {
+func (s *server) join(ctx context.Context, nc *direct, session Session, h hello) (*link, error) {
 	k := newLink(nc, session, h)
 	s.mu.Lock()
 	links := s.streams[h.token]

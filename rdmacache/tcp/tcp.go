@@ -14,6 +14,9 @@
 // done, so that nothing it had received lands after what was sent again. Every
 // message carries a CRC-32C; one that is damaged cuts the connection, which mends
 // it.
+//
+// Where bytes are sent as they are (not TLS) connections bypass the runtime's poller,
+// and who waits for an answer receives it himself.
 package tcp
 
 import (

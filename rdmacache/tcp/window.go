@@ -33,8 +33,13 @@ func newWrite(p []byte, off int64) *write {
 	if w == nil {
 		w = &write{class: class, buf: make([]byte, headerSize+writeSizes[class])}
 	}
-	w.off, w.n = off, copy(w.buf[headerSize:], p)
-	w.crc = crc32.Checksum(w.buf[headerSize:headerSize+w.n], castagnoli)
+	w.off, w.n, w.crc = off, 0, 0
+	for w.n < len(p) {
+		into := w.buf[headerSize+w.n:]
+		n := copy(into[:min(len(into), cached)], p[w.n:])
+		w.crc = crc32.Update(w.crc, castagnoli, into[:n])
+		w.n += n
+	}
 	return w
 }
 

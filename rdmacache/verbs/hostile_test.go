@@ -27,7 +27,7 @@ func newRaw(t *testing.T, d verbs.Device) (*raw, verbs.Domain) {
 		t.Fatal(err)
 	}
 	r := &raw{t: t, mem: make([]byte, 64<<10)}
-	if r.mr, err = domain.Register(r.mem, 0); err != nil {
+	if r.mr, err = domain.Register(r.mem, verbs.RemoteWrite); err != nil {
 		t.Fatal(err)
 	}
 	return r, domain
@@ -152,8 +152,8 @@ func connectGood(t *testing.T, f *fabric, stream uint64) *raw {
 }
 
 const (
-	kindMapped, kindError = 2, 5
-	codeRange, codeStale  = 4, 9
+	kindMap, kindMapped, kindError = 1, 2, 5
+	codeRange, codeStale           = 4, 9
 )
 
 // Messages that make no sense end the connection; what is not the client's is refused.
@@ -253,16 +253,22 @@ func TestNewConnectionEndsOld(t *testing.T) {
 
 // A memory node that lies: no call of the client hangs or panics, and none succeeds.
 func TestHostileNode(t *testing.T) {
-	for name, answer := range map[string]func(m verbs.Decoded) []byte{
-		"elsewhere":  func(m verbs.Decoded) []byte { return verbs.EncodeMapped(m.ID, 1<<30, 1<<31, 0, 1) },
-		"no key":     func(m verbs.Decoded) []byte { return verbs.EncodeMapped(m.ID, 0, 1<<62, 0, 99) },
-		"unasked":    func(m verbs.Decoded) []byte { return verbs.EncodeDone(m.ID + 16) },
-		"wrong kind": func(m verbs.Decoded) []byte { return verbs.EncodeDone(m.ID) },
-		"noise":      func(verbs.Decoded) []byte { return bytes.Repeat([]byte{0xa5}, 4096) },
-		"short":      func(verbs.Decoded) []byte { return []byte{1} },
-		"other code": func(m verbs.Decoded) []byte { return verbs.EncodeError(m.ID, 77) },
-		"not now":    func(m verbs.Decoded) []byte { return verbs.EncodeError(m.ID, 6) },
-		"silence":    func(verbs.Decoded) []byte { return nil },
+	for name, answer := range map[string]func(*raw, verbs.Decoded) []byte{
+		"elsewhere": func(_ *raw, m verbs.Decoded) []byte { return verbs.EncodeMapped(m.ID, 1<<30, 1<<31, 0, 1) },
+		"no key":    func(_ *raw, m verbs.Decoded) []byte { return verbs.EncodeMapped(m.ID, 0, 1<<62, 0, 99) },
+		"other id": func(r *raw, m verbs.Decoded) []byte {
+			if m.Kind == kindMap {
+				return verbs.EncodeMapped(m.ID, 0, 64<<10, r.mr.Address(), r.mr.RKey())
+			}
+			return verbs.EncodeDone(m.ID + 16)
+		},
+		"unasked":    func(_ *raw, m verbs.Decoded) []byte { return verbs.EncodeDone(m.ID + 16) },
+		"wrong kind": func(_ *raw, m verbs.Decoded) []byte { return verbs.EncodeDone(m.ID) },
+		"noise":      func(*raw, verbs.Decoded) []byte { return bytes.Repeat([]byte{0xa5}, 4096) },
+		"short":      func(*raw, verbs.Decoded) []byte { return []byte{1} },
+		"other code": func(_ *raw, m verbs.Decoded) []byte { return verbs.EncodeError(m.ID, 77) },
+		"not now":    func(_ *raw, m verbs.Decoded) []byte { return verbs.EncodeError(m.ID, 6) },
+		"silence":    func(*raw, verbs.Decoded) []byte { return nil },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -278,6 +284,9 @@ func TestHostileNode(t *testing.T) {
 			if !errors.Is(err, verbs.ErrLost) {
 				t.Errorf("write and flush = %v, want ErrLost", err)
 			}
+			if s := c.Stats(); s.Messages > 2*s.Connections {
+				t.Errorf("%d messages on %d connections: a node that lies is believed", s.Messages, s.Connections)
+			}
 			if err := c.Read(t.Context(), make([]byte, 1), 0); err == nil {
 				t.Error("read: no error")
 			}
@@ -286,7 +295,7 @@ func TestHostileNode(t *testing.T) {
 }
 
 // lie serves connections by answering every message with answer.
-func (f *fabric) lie(answer func(verbs.Decoded) []byte) {
+func (f *fabric) lie(answer func(*raw, verbs.Decoded) []byte) {
 	t := f.t.(*testing.T)
 	f.server = f.model.Host("node", f.opts)
 	l, err := f.server.Listen(":7472")
@@ -311,7 +320,7 @@ func (f *fabric) lie(answer func(verbs.Decoded) []byte) {
 				if err != nil {
 					break
 				}
-				if b := answer(m); b == nil || r.say(b) != nil {
+				if b := answer(r, m); b == nil || r.say(b) != nil {
 					break
 				}
 			}

@@ -219,11 +219,12 @@ func TestRevokedForGood(t *testing.T) {
 // A memory node that does not come back: every call ends, with ErrLost.
 func TestLost(t *testing.T) {
 	s := conntest.NewStore(1<<20, rdmacache.Medium{Kind: "dax"})
-	f, c := connect(t, friendly(), s, ways(false)[0], func(c *verbs.Config) { c.Patience = 200 * time.Millisecond })
+	silent := model.Config{Timeout: time.Hour} // no queue pair breaks by itself
+	f, c := connect(t, silent, s, ways(false)[0], func(c *verbs.Config) { c.Patience = 200 * time.Millisecond })
 	if err := errors.Join(c.Write(t.Context(), []byte("x"), 0), c.Flush(t.Context())); err != nil {
 		t.Fatal(err)
 	}
-	f.server.Hold(true, true) // it is silent: no queue pair breaks by itself for a second
+	f.server.Hold(true, true)
 	if err := errors.Join(c.Write(t.Context(), []byte("y"), 0), c.Flush(t.Context())); !errors.Is(err, verbs.ErrLost) {
 		t.Errorf("flush = %v, want ErrLost", err)
 	}

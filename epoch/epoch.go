@@ -4,9 +4,12 @@
 // everything stored since the last seal. Sealing ends it at a barrier; from then
 // on its content cannot change. Committing writes the sealed epoch to the memory
 // node and flushes it; the commit is the moment from which recovery finds the
-// epoch, and until it recovery finds the epoch before:
+// epoch, and until it recovery finds an epoch before:
 //
-//	open → sealed → committed
+//	open → sealed → in flight → committed
+//
+// Several epochs can be in flight: sent, but not known to be durable. They become so
+// in their order. If one fails, all that were sealed after it fail with it.
 //
 // The model, and restart points later, follow Khorguani, Ropars and De Palma,
 // "ResPCT: Fast Checkpointing in Non-volatile Memory for Multi-threaded
@@ -40,20 +43,25 @@ const (
 	Written
 )
 
-// A Store keeps one region's pages; rdmacache.Cache is one. Only one sealed epoch
-// exists at a time.
+// A Store keeps one region's pages; rdmacache.Cache is one. At most one epoch is sealed
+// and not in flight yet; none is sealed on top of it.
 type Store interface {
 	// Seal ends the open epoch, as far as scope reaches, and returns the ID it
 	// will commit as. dirty is false if there was nothing to seal; then id is
-	// the last committed epoch.
+	// the last one that was sealed.
 	Seal(ctx context.Context, scope Scope) (id ID, dirty bool, err error)
 	// Freeze seals the whole open epoch at a barrier, also if nothing was stored:
 	// programs have been told its number. Pages that were captured at the barrier
-	// may still join it until Commit.
+	// may still join it until Post.
 	Freeze(ctx context.Context) (ID, error)
 	// Thaw puts a frozen epoch back into the open one.
 	Thaw(ctx context.Context, id ID)
-	// Commit makes the sealed epoch durable. An error that matches ErrPoisoned is
-	// final; after any other (no space) the pages are in the open epoch again.
-	Commit(ctx context.Context, id ID) error
+	// Post sends the sealed epoch to the memory node. An error that matches
+	// ErrPoisoned is final; after any other (no space) the pages are in the open
+	// epoch again. Else the caller calls wait, once and without delay.
+	//
+	// wait returns when the epoch and all before it are durable. It can be called
+	// beside everything else; its errors are as those of Post. One that puts the
+	// epoch back does so with all that were sealed later, the last one first.
+	Post(ctx context.Context, id ID) (wait func(context.Context) error, err error)
 }

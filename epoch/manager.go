@@ -3,103 +3,202 @@ package epoch
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 )
 
-// A Manager turns requests for durability into commits of one region. Requests
-// that come while a commit is under way share the next one.
-//
-// Lock order: commitMu, then mu.
+// maxInFlight bounds the epochs of a region that are in flight. A fifth waits, and
+// takes what is stored meanwhile along.
+const maxInFlight = 4
+
+// A Manager turns requests for durability into commits of one region. An epoch is
+// sealed and sent while those before it are in flight. Requests that come until then
+// share the next one.
 type Manager struct {
 	store Store // immutable
 
-	commitMu sync.Mutex // serialises commits; held across Store
-
-	mu      sync.Mutex          // guards waiting
-	waiting [Written + 1]*batch // by scope; nil: nobody waits
+	mu       sync.Mutex          // guards the fields below; never held across Store
+	changed  sync.Cond           // on mu: busy became false, or inFlight shorter
+	busy     bool                // an epoch is being sealed and sent, or is kept from it
+	inFlight []*batch            // epochs that were sent, oldest first
+	waiting  [Written + 1]*batch // by scope; nil: nobody waits
+	full     uint64              // see Stats
 }
 
-// A batch is a commit that several callers wait for.
+// Stats tell of a Manager.
+type Stats struct {
+	InFlight int    // epochs that were sent, and are not known to be durable
+	Full     uint64 // epochs that were sealed later because too many were in flight
+}
+
+// A batch is a commit that callers wait for.
 type batch struct {
-	once sync.Once
+	done chan struct{} // closed when the next two are set
 	id   ID
 	err  error
 }
 
-// NewManager returns the manager of store's epochs.
-func NewManager(store Store) *Manager { return &Manager{store: store} }
+func newBatch() *batch { return &batch{done: make(chan struct{})} }
 
-// Commit makes durable what was stored before the call, as far as scope reaches,
-// and returns the last committed epoch. Where nothing was stored it only returns
-// that. Past the seal ctx is not looked at: half a commit is worse than a late one.
-func (m *Manager) Commit(ctx context.Context, scope Scope) (ID, error) {
-	m.mu.Lock()
-	b := m.waiting[scope]
-	if b == nil {
-		b = &batch{}
-		m.waiting[scope] = b
-	}
-	m.mu.Unlock()
-	b.once.Do(func() { b.id, b.err = m.run(context.WithoutCancel(ctx), scope) })
+func (b *batch) wait() (ID, error) {
+	<-b.done
 	return b.id, b.err
 }
 
-func (m *Manager) run(ctx context.Context, scope Scope) (ID, error) {
-	m.commitMu.Lock()
-	defer m.commitMu.Unlock()
-	// Whoever comes from here on may have stored after the seal.
+func (b *batch) end(id ID, err error) (ID, error) {
+	b.id, b.err = id, err
+	close(b.done)
+	return id, err
+}
+
+// NewManager returns the manager of store's epochs.
+func NewManager(store Store) *Manager {
+	m := &Manager{store: store}
+	m.changed.L = &m.mu
+	return m
+}
+
+// Commit makes durable what was stored before the call, as far as scope reaches,
+// and returns an epoch that has all of it. Where nothing was stored it only waits for
+// what is in flight. Past the seal ctx is not looked at: half a commit is worse than a
+// late one.
+func (m *Manager) Commit(ctx context.Context, scope Scope) (ID, error) {
 	m.mu.Lock()
-	m.waiting[scope] = nil
-	m.mu.Unlock()
-	id, dirty, err := m.store.Seal(ctx, scope)
-	if err != nil || !dirty {
-		return id, err
+	b := m.waiting[scope]
+	if b != nil {
+		m.mu.Unlock()
+		return b.wait()
 	}
-	return id, m.store.Commit(ctx, id)
+	b = newBatch()
+	m.waiting[scope] = b
+	m.beginNext()
+	// Whoever comes from here on may have stored after the seal.
+	m.waiting[scope] = nil
+	before := slices.Clone(m.inFlight) // those that have failed by now are open again
+	m.mu.Unlock()
+
+	ctx = context.WithoutCancel(ctx)
+	id, dirty, err := m.store.Seal(ctx, scope)
+	if err == nil && dirty {
+		return m.send(ctx, b, id)
+	}
+	m.end()
+	// Where nothing was stored since the last seal, what this caller stored may be in
+	// an epoch that is in flight.
+	for i := 0; i < len(before) && err == nil; i++ {
+		id, err = before[i].wait()
+	}
+	return b.end(id, err)
+}
+
+// begin makes this the only epoch that is being sealed and sent. mu is held, and
+// released meanwhile.
+func (m *Manager) begin() {
+	for m.busy {
+		m.changed.Wait()
+	}
+	m.busy = true
+}
+
+// beginNext is begin when there is room for one more in flight.
+func (m *Manager) beginNext() {
+	m.begin()
+	if len(m.inFlight) >= maxInFlight {
+		m.full++
+	}
+	m.await(maxInFlight - 1)
+}
+
+// await waits until at most n epochs are in flight. mu is held, and released meanwhile.
+func (m *Manager) await(n int) {
+	for len(m.inFlight) > n {
+		m.changed.Wait()
+	}
+}
+
+// end lets the next one begin.
+func (m *Manager) end() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.busy = false
+	m.changed.Broadcast()
+}
+
+// send sends the epoch that was sealed, lets the next one begin, and waits until this
+// one is durable. It ends b.
+func (m *Manager) send(ctx context.Context, b *batch, id ID) (ID, error) {
+	wait, err := m.store.Post(ctx, id)
+	if err != nil {
+		m.end()
+		return b.end(id, err)
+	}
+	m.mu.Lock()
+	m.inFlight = append(m.inFlight, b)
+	m.busy = false
+	m.changed.Broadcast()
+	m.mu.Unlock()
+
+	err = wait(ctx)
+	m.mu.Lock()
+	m.inFlight = slices.DeleteFunc(m.inFlight, func(x *batch) bool { return x == b })
+	m.changed.Broadcast()
+	m.mu.Unlock()
+	return b.end(id, err)
+}
+
+// Stats returns the present numbers.
+func (m *Manager) Stats() Stats {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return Stats{InFlight: len(m.inFlight), Full: m.full}
 }
 
 // ErrNoSeal reports a barrier that ended without a seal.
 var ErrNoSeal = errors.New("epoch: the barrier ended without a seal")
 
-// Barrier commits the open epoch as it is at a barrier, and returns its ID. quiesce stops whoever stores to the region, calls seal once,
-// and lets them go on. It returns when every page that was captured at the barrier
+// Barrier commits the open epoch as it is at a barrier, and returns its ID. quiesce
+// stops whoever stores to the region, calls seal once, and lets them go on. It returns when every page that was captured at the barrier
 // has joined the epoch; after an error the epoch is open again.
 //
-// Other commits wait from the seal on, not while participants are still arriving:
-// one of them may be in an fsync.
+// Epochs may be in flight at the seal, but no other is sealed from then on until this
+// one was sent. Before that, while participants are still arriving, others are: one
+// of them may be in an fsync.
 func (m *Manager) Barrier(ctx context.Context, quiesce func(ctx context.Context, seal func() (ID, error)) error) (ID, error) {
 	var sealed ID
-	locked := false
-	defer func() {
-		if locked {
-			m.commitMu.Unlock()
-		}
-	}()
+	begun := false
 	err := quiesce(ctx, func() (id ID, err error) {
-		if locked {
+		if begun {
 			return 0, errors.New("epoch: sealed twice at one barrier")
 		}
-		m.commitMu.Lock()
-		locked = true
+		m.mu.Lock()
+		m.beginNext()
+		m.mu.Unlock()
+		begun = true
 		sealed, err = m.store.Freeze(ctx)
 		return sealed, err
 	})
 	ctx = context.WithoutCancel(ctx)
-	switch {
-	case err != nil && sealed != 0:
-		m.store.Thaw(ctx, sealed)
-		return 0, err
-	case err != nil:
-		return 0, err
-	case sealed == 0:
-		return 0, ErrNoSeal
+	if err == nil && sealed != 0 {
+		return m.send(ctx, newBatch(), sealed)
 	}
-	return sealed, m.store.Commit(ctx, sealed)
+	if sealed != 0 {
+		m.store.Thaw(ctx, sealed)
+	}
+	if begun {
+		m.end()
+	}
+	if err == nil {
+		err = ErrNoSeal
+	}
+	return 0, err
 }
 
 // Exclusive runs f while no commit is under way.
 func (m *Manager) Exclusive(f func() error) error {
-	m.commitMu.Lock()
-	defer m.commitMu.Unlock()
+	m.mu.Lock()
+	m.begin()
+	m.await(0)
+	m.mu.Unlock()
+	defer m.end()
 	return f()
 }

@@ -44,10 +44,10 @@ type Config struct {
 //
 // The overlay has two layers. The written layer holds what write(2), truncate and
 // fallocate did; it commits at the last close. The mapped layer, above it, holds
-// what the kernel wrote back of mappings; it commits at msync and fsync. A sealed
-// epoch on its way lies below both:
+// what the kernel wrote back of mappings; it commits at msync and fsync. Sealed
+// epochs on their way lie below both, the newest on top:
 //
-//	mapped → written → sealed → committed image
+//	mapped → written → sealed → ... → sealed → committed image
 //
 // A whole page goes to a free slot of the pool as soon as it arrives, so a commit
 // has little left to do and the overlay costs little memory; nothing refers to
@@ -56,7 +56,7 @@ type Config struct {
 // a checksum different and the page moved meanwhile only has to look again.
 //
 // Lock order: gate, then stripes in ascending order, then mu. mu is never held
-// across Conn or Image.
+// across Conn, or what of Image may use it.
 type Cache struct {
 	conn   Conn
 	image  *region.Image
@@ -73,7 +73,8 @@ type Cache struct {
 	mu         sync.Mutex // guards the fields below
 	written    layer
 	mapped     layer
-	sealed     *sealed
+	sealed     []*sealed // oldest first
+	opened     sync.Cond // on mu: the newest of sealed is open again
 	size       int64
 	cut        uint64 // pages from here on, unless in the overlay, are holes
 	mtime      int64
@@ -110,15 +111,18 @@ type dirty struct {
 // inFrame says whether the bytes of d, which may be nil, can be changed in place.
 func (d *dirty) inFrame() bool { return d != nil && d.frame != nil && !d.pushing }
 
-// sealed is the epoch on its way to the pool.
+// sealed is an epoch on its way to the pool.
 type sealed struct {
 	id     epoch.ID
 	pages  layer
 	size   int64
 	cut    uint64
 	mtime  int64
-	frozen bool // captured pages still join it
+	frozen bool // captured pages still join it; of the newest only
 	past   past
+	frames int       // that pages hold, once they are pushed
+	began  time.Time // to commit
+	failed error     // it is going to be open again, when those above are
 }
 
 // Stats counts since the Cache was made.
@@ -128,7 +132,7 @@ type Stats struct {
 	BytesWritten   uint64        // that arrived by either source
 	PagesUnchanged uint64        // that arrived but equal what lay below
 	Discarded      uint64        // pages rolled back
-	LastCommit     time.Duration // from seal to durable
+	LastCommit     time.Duration // of an epoch, from its first push until it was durable
 }
 
 // New returns the Cache of an image. It is the image's only writer.
@@ -147,6 +151,7 @@ func New(cfg Config) *Cache {
 	if c.now == nil {
 		c.now = time.Now
 	}
+	c.opened.L = &c.mu
 	c.reset()
 	return c
 }
@@ -154,12 +159,25 @@ func New(cfg Config) *Cache {
 // reset gives the open epoch the shape of the one below. mu is held, or c is new.
 func (c *Cache) reset() {
 	c.cut, c.shape = region.NoPage, false
-	if s := c.sealed; s != nil {
-		c.size, c.mtime = s.size, s.mtime
-		return
+	c.size, c.mtime = c.below()
+}
+
+// below returns the size and time of what the open epoch began with. mu is held, or c
+// is new.
+func (c *Cache) below() (size, mtime int64) {
+	if s := c.newest(); s != nil {
+		return s.size, s.mtime
 	}
 	s := c.image.State()
-	c.size, c.mtime = int64(s.Size), s.Mtime
+	return int64(s.Size), s.Mtime
+}
+
+// newest returns the newest sealed epoch on its way, or nil. mu is held.
+func (c *Cache) newest() *sealed {
+	if len(c.sealed) == 0 {
+		return nil
+	}
+	return c.sealed[len(c.sealed)-1]
 }
 
 // Image returns the committed image below.
@@ -188,11 +206,11 @@ func (c *Cache) Pages() uint64 {
 }
 
 // Times returns when the content last changed, in ns since 1970, and whether that
-// is part of the open epoch.
+// is not committed.
 func (c *Cache) Times() (mtime int64, open bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.mtime, c.shape || len(c.written) > 0 || len(c.mapped) > 0
+	return c.mtime, c.shape || len(c.written) > 0 || len(c.mapped) > 0 || len(c.sealed) > 0
 }
 
 // SetMtime sets the time that the open epoch will carry, unless it changes again.
@@ -217,14 +235,17 @@ func (c *Cache) Dirty() (mapped, written int) {
 func (c *Cache) frozen() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.sealed != nil && c.sealed.frozen
+	s := c.newest()
+	return s != nil && s.frozen
 }
 
-// DirtyScope says whether a commit of scope would change anything.
+// DirtyScope says whether a commit of scope would change anything, or would have to
+// wait for something.
 func (c *Cache) DirtyScope(scope epoch.Scope) bool {
+	poisoned := c.image.Err() != nil
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.dirtyLocked(scope)
+	return c.dirtyLocked(scope) || len(c.sealed) > 0 && !poisoned
 }
 
 func (c *Cache) dirtyLocked(scope epoch.Scope) bool {

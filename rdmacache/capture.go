@@ -70,7 +70,7 @@ func (c *Cache) Capturing(on bool) {
 	}
 }
 
-// Freeze seals the whole open epoch at a barrier. Until Commit or Thaw captured
+// Freeze seals the whole open epoch at a barrier. Until Post or Thaw captured
 // pages still join it. EAGAIN if the cache became lossy since Lossy was asked.
 func (c *Cache) Freeze(context.Context) (epoch.ID, error) {
 	if err := c.Err(); err != nil {
@@ -78,26 +78,25 @@ func (c *Cache) Freeze(context.Context) (epoch.ID, error) {
 	}
 	c.gate.Lock()
 	defer c.gate.Unlock()
-	id := c.Committed() + 1
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.lossy {
 		return 0, fmt.Errorf("region %d: copies of pages were dropped just now: %w", c.image.ID(), unix.EAGAIN)
 	}
-	s, err := c.sealLocked(id, epoch.All)
+	s, err := c.sealLocked(c.last()+1, epoch.All)
 	if err != nil {
 		return 0, err
 	}
 	s.frozen = true
 	s.past, c.past = c.past, newPast() // copies from before the barrier join it
 	c.drains = false
-	return id, nil
+	return s.id, nil
 }
 
 // Thaw puts a frozen epoch back under what the open one gathered meanwhile.
 func (c *Cache) Thaw(_ context.Context, id epoch.ID) {
 	c.mu.Lock()
-	s := c.sealed
+	s := c.newest()
 	c.mu.Unlock()
 	if s != nil && s.id == id {
 		c.unseal(s)
@@ -154,11 +153,12 @@ func (c *Cache) Capture(ctx context.Context, frozen bool, page uint64, when int6
 	c.mu.Lock()
 	size := c.size
 	if frozen {
-		if c.sealed == nil || !c.sealed.frozen {
+		s := c.newest()
+		if s == nil || !s.frozen {
 			c.mu.Unlock()
 			return fmt.Errorf("region %d: capture page %d: no frozen epoch", c.image.ID(), page)
 		}
-		size = c.sealed.size
+		size = s.size
 	}
 	stale := c.stale(frozen, page, when)
 	c.mu.Unlock()
@@ -183,7 +183,8 @@ func (c *Cache) Capture(ctx context.Context, frozen bool, page uint64, when int6
 func (c *Cache) stale(frozen bool, page uint64, when int64) bool {
 	past, over := &c.past, []layer{c.mapped, c.written}
 	if frozen {
-		past, over = &c.sealed.past, []layer{c.sealed.pages}
+		s := c.newest()
+		past, over = &s.past, []layer{s.pages}
 	}
 	if c.discarding || when <= c.discarded || page >= past.cut && when <= past.cutAt {
 		return true
@@ -203,7 +204,7 @@ func (c *Cache) capturePage(ctx context.Context, frozen bool, page uint64, when 
 	d.hole = d.crc == zeroCRC && slices.Equal(p, zeroPage[:])
 	v := viewWritten
 	if frozen {
-		v = viewCommitted
+		v = viewBelow
 	}
 	if frozen {
 		d.under = c.underSealed(page)
@@ -226,9 +227,9 @@ func (c *Cache) capturePage(ctx context.Context, frozen bool, page uint64, when 
 	}
 	var freed []region.Slot
 	c.mu.Lock()
-	into := c.mapped
+	into, past := c.mapped, &c.past
 	if frozen {
-		into = c.sealed.pages
+		into, past = c.newest().pages, &c.newest().past
 	}
 	if old := into[page]; old != nil && old != d.under && !old.pushing {
 		freed = append(freed, c.drop(old))
@@ -236,17 +237,13 @@ func (c *Cache) capturePage(ctx context.Context, frozen bool, page uint64, when 
 	if same {
 		delete(into, page)
 		c.stats.PagesUnchanged++
-		if frozen {
-			c.sealed.past.same[page] = sameAs{when, true}
-		} else {
-			c.past.same[page] = sameAs{when, true}
-		}
+		past.same[page] = sameAs{when, true}
 	} else {
 		into[page] = d
 	}
 	c.mtime = c.now().UnixNano()
 	if frozen {
-		c.sealed.mtime = c.mtime
+		c.newest().mtime = c.mtime
 	}
 	c.mu.Unlock()
 	c.image.Release(freed...)
@@ -257,7 +254,7 @@ func (c *Cache) capturePage(ctx context.Context, frozen bool, page uint64, when 
 func (c *Cache) underSealed(page uint64) *dirty {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	d := c.sealed.pages[page]
+	d := c.newest().pages[page]
 	if d != nil && d.source == FromMapping {
 		d = d.under
 	}

@@ -323,7 +323,11 @@ func TestLossyBeforeFreeze(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Commit(t.Context(), id); err != nil {
+	wait, err := c.Post(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if c.Lossy() {

@@ -22,9 +22,9 @@ func (c *Cache) Seal(_ context.Context, scope epoch.Scope) (id epoch.ID, dirty b
 	}
 	c.gate.Lock()
 	defer c.gate.Unlock()
-	id = c.Committed()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	id = c.last()
 	if !c.dirtyLocked(scope) {
 		return id, false, nil
 	}
@@ -43,11 +43,22 @@ func (c *Cache) Seal(_ context.Context, scope epoch.Scope) (id epoch.ID, dirty b
 	return s.id, true, nil
 }
 
+// last returns the last epoch that was sealed. mu is held.
+func (c *Cache) last() epoch.ID {
+	if s := c.newest(); s != nil {
+		return s.id
+	}
+	return c.Committed()
+}
+
 // sealLocked moves the layers that scope reaches below the open epoch. gate is held
-// exclusively, and mu.
+// exclusively, and mu. While an epoch that failed is not open again nothing is sealed
+// on top of it.
 func (c *Cache) sealLocked(id epoch.ID, scope epoch.Scope) (*sealed, error) {
-	if c.sealed != nil {
-		return nil, fmt.Errorf("region %d: epoch %d is sealed already", c.image.ID(), c.sealed.id)
+	for _, s := range c.sealed {
+		if s.failed != nil {
+			return nil, s.failed
+		}
 	}
 	s := &sealed{id: id, pages: c.written, size: c.size, cut: c.cut, mtime: c.mtime, past: newPast()}
 	c.written = layer{}
@@ -62,62 +73,102 @@ func (c *Cache) sealLocked(id epoch.ID, scope epoch.Scope) (*sealed, error) {
 		}
 		c.mapped = layer{}
 	}
-	c.sealed = s
+	c.sealed = append(c.sealed, s)
 	c.cut, c.shape = region.NoPage, false
 	return s, nil
 }
 
-// Commit makes the sealed epoch durable: it pushes what still waits in frames,
-// and appends the epoch's record. Without space the epoch is open again.
-func (c *Cache) Commit(ctx context.Context, id epoch.ID) error {
-	start := c.now()
+// Post pushes what of the sealed epoch still waits in frames, and appends the epoch's
+// record. Without space, also if an epoch in flight before it finds none, the epoch is
+// open again.
+func (c *Cache) Post(ctx context.Context, id epoch.ID) (wait func(context.Context) error, err error) {
 	c.mu.Lock()
-	s := c.sealed
+	s := c.newest()
 	if s == nil || s.id != id {
 		c.mu.Unlock()
-		return fmt.Errorf("region %d: epoch %d is not sealed", c.image.ID(), id)
+		return nil, fmt.Errorf("region %d: epoch %d is not sealed", c.image.ID(), id)
 	}
 	s.frozen = false // no page joins it any more
+	s.began = c.now()
 	c.mu.Unlock()
-	frames, err := c.pushSealed(ctx, s)
-	if err == nil {
-		change := region.Change{Size: uint64(s.size), Mtime: s.mtime, Cut: s.cut, Pages: make([]region.PageChange, 0, len(s.pages))}
-		for no, d := range s.pages {
-			p := region.PageChange{Page: no}
-			if !d.hole {
-				p.Slot, p.CRC = d.slot, d.crc
-			}
-			change.Pages = append(change.Pages, p)
-		}
-		slices.SortFunc(change.Pages, func(a, b region.PageChange) int { return cmp.Compare(a.Page, b.Page) })
-		_, err = c.image.Commit(ctx, change)
+	if err := c.pushSealed(ctx, s); err != nil {
+		return nil, c.fail(s, err)
 	}
+	change := region.Change{
+		Epoch: s.id, Size: uint64(s.size), Mtime: s.mtime, Cut: s.cut,
+		Pages: make([]region.PageChange, 0, len(s.pages)),
+	}
+	for no, d := range s.pages {
+		p := region.PageChange{Page: no}
+		if !d.hole {
+			p.Slot, p.CRC = d.slot, d.crc
+		}
+		change.Pages = append(change.Pages, p)
+	}
+	slices.SortFunc(change.Pages, func(a, b region.PageChange) int { return cmp.Compare(a.Page, b.Page) })
+	posted, err := c.image.Post(ctx, change)
 	if err != nil {
-		if !errors.Is(err, epoch.ErrPoisoned) {
-			c.unseal(s)
-		}
-		return err
+		return nil, c.fail(s, err)
 	}
-	var freed []region.Slot
-	c.mu.Lock()
-	for _, d := range s.pages {
-		if d.under != nil {
-			freed = append(freed, c.drop(d.under))
+	return func(ctx context.Context) error {
+		if err := posted.Wait(ctx); err != nil {
+			return c.fail(s, err)
 		}
-	}
-	c.frames -= frames
-	c.sealed = nil
-	c.stats.Epochs++
-	c.stats.PagesCommitted += uint64(len(s.pages))
-	c.stats.LastCommit = c.now().Sub(start).Round(time.Microsecond)
-	c.mu.Unlock()
-	c.image.Release(freed...)
-	return nil
+		c.landed(s.id)
+		return nil
+	}, nil
 }
 
-// pushSealed pushes the frames of a sealed epoch and returns their number. The
-// frames stay until the commit, in case the epoch is opened again.
-func (c *Cache) pushSealed(ctx context.Context, s *sealed) (int, error) {
+// landed forgets the sealed epochs up to id: the image has them.
+func (c *Cache) landed(id epoch.ID) {
+	var freed []region.Slot
+	c.mu.Lock()
+	// Those before as well, whose own callers are about to come: they would hide it.
+	for len(c.sealed) > 0 && c.sealed[0].id <= id {
+		s := c.sealed[0]
+		c.sealed = slices.Delete(c.sealed, 0, 1)
+		for _, d := range s.pages {
+			if d.under != nil {
+				freed = append(freed, c.drop(d.under))
+			}
+		}
+		c.frames -= s.frames
+		c.stats.Epochs++
+		c.stats.PagesCommitted += uint64(len(s.pages))
+		c.stats.LastCommit = c.now().Sub(s.began).Round(time.Microsecond)
+	}
+	c.mu.Unlock()
+	c.image.Release(freed...)
+}
+
+// fail puts a sealed epoch that did not commit back into the open one. Epochs above it
+// fail too, and are put back before it, so that newer pages stay on top. Where the
+// region is poisoned they stay, to be read. It returns why s did not commit.
+func (c *Cache) fail(s *sealed, err error) error {
+	c.mu.Lock()
+	s.failed = err
+	for {
+		top := c.newest()
+		if !errors.Is(err, epoch.ErrPoisoned) && errors.Is(top.failed, epoch.ErrPoisoned) {
+			err = top.failed
+		}
+		switch {
+		case errors.Is(err, epoch.ErrPoisoned):
+			c.opened.Broadcast() // those that wait below
+			c.mu.Unlock()
+			return err
+		case top == s:
+			c.mu.Unlock()
+			c.unseal(s)
+			return err
+		}
+		c.opened.Wait()
+	}
+}
+
+// pushSealed pushes the frames of a sealed epoch. They stay until the commit, in case
+// the epoch is opened again.
+func (c *Cache) pushSealed(ctx context.Context, s *sealed) error {
 	var out []framed
 	need := uint64(0)
 	for no, d := range s.pages {
@@ -131,7 +182,7 @@ func (c *Cache) pushSealed(ctx context.Context, s *sealed) (int, error) {
 	if need > 0 {
 		runs, err := c.image.Alloc(ctx, need)
 		if err != nil {
-			return 0, err
+			return err
 		}
 		var pages []*dirty
 		for _, f := range out {
@@ -143,10 +194,12 @@ func (c *Cache) pushSealed(ctx context.Context, s *sealed) (int, error) {
 		assign(pages, runs)
 		c.mu.Unlock()
 	}
-	return len(out), c.push(ctx, out)
+	s.frames = len(out)
+	return c.push(ctx, out)
 }
 
-// unseal puts a sealed epoch back under what the open epoch gathered meanwhile.
+// unseal puts the newest sealed epoch back under what the open epoch gathered
+// meanwhile.
 func (c *Cache) unseal(s *sealed) {
 	c.gate.Lock()
 	defer c.gate.Unlock()
@@ -170,8 +223,10 @@ func (c *Cache) unseal(s *sealed) {
 	}
 	c.cut = min(c.cut, s.cut)
 	c.past.join(s.past)
-	c.shape = c.shape || s.size != int64(c.image.State().Size) || s.cut != region.NoPage
-	c.sealed = nil
+	c.sealed = c.sealed[:len(c.sealed)-1]
+	below, _ := c.below()
+	c.shape = c.shape || s.size != below || s.cut != region.NoPage
+	c.opened.Broadcast()
 	c.mu.Unlock()
 	c.image.Release(freed...)
 }

@@ -17,10 +17,10 @@ type place struct {
 type view int
 
 const (
-	viewCommitted view = iota // what the sealed epoch began with, truncated as it was since
-	viewSealed                // what the open epoch began with, truncated as it was since
-	viewWritten               // and what write(2) changed since
-	viewNewest                // and what mappings did
+	viewBelow   view = iota // what the newest sealed epoch began with, truncated as it was since
+	viewSealed              // what the open epoch began with, truncated as it was since
+	viewWritten             // and what write(2) changed since
+	viewNewest              // and what mappings did
 )
 
 // overlaid returns where the layers of v above the committed image keep page.
@@ -32,11 +32,12 @@ func (c *Cache) overlaid(page uint64, v view) (d *dirty, found bool) {
 	if d := c.written[page]; d != nil && v >= viewWritten {
 		return d, true
 	}
-	if page >= c.cut && v > viewCommitted {
+	if page >= c.cut && v > viewBelow {
 		return nil, true
 	}
-	if s := c.sealed; s != nil {
-		if d := s.pages[page]; d != nil && v > viewCommitted {
+	for i := len(c.sealed) - 1; i >= 0; i-- {
+		s := c.sealed[i]
+		if d := s.pages[page]; d != nil && (v > viewBelow || i < len(c.sealed)-1) {
 			return d, true
 		}
 		if page >= s.cut {

@@ -139,8 +139,8 @@ func (c *Cache) keptFrom(page uint64) *kept {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	layers := []layer{c.written, c.mapped}
-	if c.sealed != nil {
-		layers = append(layers, c.sealed.pages)
+	for _, s := range c.sealed {
+		layers = append(layers, s.pages)
 	}
 	for _, l := range layers {
 		for no, d := range l {

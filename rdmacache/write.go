@@ -182,7 +182,7 @@ func (c *Cache) writePages(ctx context.Context, p []byte, page uint64, src Sourc
 // unchanged says whether b is what v, the view below its layer, already shows. What
 // a frozen epoch will show is not known yet.
 func (c *Cache) unchanged(ctx context.Context, page uint64, v view, d *dirty, b []byte) (bool, error) {
-	if v > viewCommitted && c.frozen() {
+	if v > viewBelow && c.frozen() {
 		return false, nil
 	}
 	at, err := c.find(ctx, page, v)

@@ -21,6 +21,7 @@ func (im *Image) Check(ctx context.Context, problem func(error), progress func(p
 	defer im.cutMu.Unlock()
 	im.commitMu.Lock()
 	defer im.commitMu.Unlock()
+	_ = im.drain(ctx) // a region that is poisoned is checked too
 	im.mu.Lock()
 	root, stored, height, pages := im.table.root, im.table.stored, im.table.height, im.table.pages
 	cps := append([]Checkpoint(nil), im.checkpoints...)

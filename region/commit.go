@@ -11,61 +11,92 @@ import (
 // A Change is what one epoch does to a region. The bytes of its pages were
 // written to slots from Alloc, on the same Device, before Commit.
 type Change struct {
+	Epoch epoch.ID     // that it is to become; 0: the next. One before it may have failed
 	Size  uint64       // of the file from now on, in bytes
 	Mtime int64        // ns since 1970
 	Cut   uint64       // pages from this number on are dropped first; NoPage: none
 	Pages []PageChange // each page once
 }
 
-// Commit makes an epoch of c durable and returns its ID: one record and one
-// flush. From then on every recovery finds it.
+// Commit makes an epoch of c durable and returns its ID: Post and Wait.
+func (im *Image) Commit(ctx context.Context, c Change) (epoch.ID, error) {
+	p, err := im.Post(ctx, c)
+	if err != nil {
+		return 0, err
+	}
+	return p.Epoch(), p.Wait(ctx)
+}
+
+// Post begins to commit an epoch of c: its record goes to the log, behind those that
+// are in flight. An epoch that is too large for the log, or that comes when the log has
+// to be cut first, waits for all before it; one that is too large is durable when Post
+// returns.
 //
 // ErrNoSpace, or an error in reading the table, leaves the region as it was. Any
-// other error is final and matches epoch.ErrPoisoned: the medium may hold the
-// epoch or not.
-func (im *Image) Commit(ctx context.Context, c Change) (epoch.ID, error) {
+// other error is final and matches epoch.ErrPoisoned.
+func (im *Image) Post(ctx context.Context, c Change) (*Posted, error) {
 	if err := im.prepare(ctx, c); err != nil {
-		return 0, err
+		return nil, err
 	}
 	for {
 		im.commitMu.Lock()
-		im.mu.Lock()
-		err, room := im.err, im.log.room(recordBytes(len(c.Pages)))
-		fits := recordBytes(len(c.Pages))+recordBytes(0) <= im.largestRun()*PageSize
-		im.mu.Unlock()
-		switch {
-		case err != nil:
+		room, err := im.next(c)
+		if err != nil || room {
+			var p *Posted
+			if err == nil {
+				p, err = im.post(ctx, c)
+			}
 			im.commitMu.Unlock()
-			return 0, err
-		case room:
-			id, err := im.commitRecord(ctx, c)
-			im.commitMu.Unlock()
-			return id, err
+			return p, err
 		}
 		im.commitMu.Unlock()
 
-		// The active run is full and no cut freed the other in time, or the
-		// epoch is too large for any run.
+		// The active run is full and no cut freed the other in time, or the epoch
+		// is too large for any run, or too many are in flight.
 		im.cutMu.Lock()
 		im.commitMu.Lock()
-		im.mu.Lock()
-		room = im.log.room(recordBytes(len(c.Pages)))
-		err = im.err
-		im.mu.Unlock()
-		var id epoch.ID
-		switch {
-		case err != nil || room:
-		case fits:
-			err = im.cut(ctx, cutHold)
-		default:
-			id, err = im.commitLarge(ctx, c)
-		}
+		p, err := im.makeRoom(ctx, c)
 		im.commitMu.Unlock()
 		im.cutMu.Unlock()
-		if err != nil || id != 0 {
-			return id, err
+		if err != nil || p != nil {
+			return p, err
 		}
 	}
+}
+
+// next tells whether the log has room for c now, and why it must not come next. commitMu is
+// held.
+func (im *Image) next(c Change) (room bool, err error) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	switch {
+	case im.err != nil:
+		return false, im.err
+	case c.Epoch == 0, c.Epoch == im.posted()+1:
+		return len(im.flight) < maxInFlight && im.log.room(recordBytes(len(c.Pages))), nil
+	case c.Epoch > im.posted():
+		return false, fmt.Errorf("commit epoch %d: epoch %d, before it, did not commit: %w", c.Epoch, im.posted()+1, ErrNoSpace)
+	}
+	return false, fmt.Errorf("region %d: commit epoch %d: there is one", im.id, c.Epoch)
+}
+
+// makeRoom makes room for c in the log, or commits it if there can be none. cutMu and
+// commitMu are held.
+func (im *Image) makeRoom(ctx context.Context, c Change) (*Posted, error) {
+	if err := im.drain(ctx); err != nil {
+		return nil, err
+	}
+	room, err := im.next(c)
+	if err != nil || room {
+		return nil, err
+	}
+	im.mu.Lock()
+	fits := recordBytes(len(c.Pages))+recordBytes(0) <= im.largestRun()*PageSize
+	im.mu.Unlock()
+	if fits {
+		return nil, im.cut(ctx, cutHold)
+	}
+	return im.commitLarge(ctx, c)
 }
 
 // prepare sees to storage for the log, and reads what the commit will change of
@@ -97,45 +128,57 @@ func (im *Image) prepare(ctx context.Context, c Change) error {
 
 func (im *Image) largestRun() int { return int(max(im.log.runs[0].N, im.log.runs[1].N)) }
 
-// commitRecord appends the epoch's record and flushes. commitMu is held.
-func (im *Image) commitRecord(ctx context.Context, c Change) (epoch.ID, error) {
-	im.mu.Lock()
-	r := record{
-		kind: kindEpoch, id: im.id, generation: im.gen, epoch: im.epoch + 1, durable: im.epoch,
-		size: c.Size, cut: c.Cut, mtime: c.Mtime, series: im.series, pages: c.Pages,
+// post appends the epoch's record. commitMu is held.
+func (im *Image) post(ctx context.Context, c Change) (*Posted, error) {
+	if err := im.freshen(ctx); err != nil {
+		return nil, err
 	}
-	at := im.log.runs[im.log.active].Start.Offset() + int64(im.log.off)
+	im.mu.Lock()
+	p := &Posted{im: im, off: im.log.off, record: record{
+		kind: kindEpoch, id: im.id, generation: im.gen, epoch: im.posted() + 1, durable: im.epoch,
+		size: c.Size, cut: c.Cut, mtime: c.Mtime, series: im.series, pages: c.Pages,
+	}}
+	at := im.log.runs[im.log.active].Start.Offset() + int64(p.off)
 	im.mu.Unlock()
 
-	// Pages and record reach the medium in any order, but all before Commit
-	// returns: an acknowledged epoch must survive power loss.
-	b := r.encode()
+	b := p.record.encode()
 	err := im.dev.Write(ctx, b, at)
-	if err == nil {
-		err = im.dev.Flush(ctx)
-	}
-
-	if errors.Is(err, ErrNoSpace) && im.dev.Write(ctx, im.mark(), at) == nil {
-		// The writes are as they were before a flush: the device keeps those that
-		// found no space. The record may be among those that did find it, and must
-		// not become whole after all, when its epoch's number is another's.
-		return 0, fmt.Errorf("commit epoch %d: %w", r.epoch, err)
-	}
-
+	void := errors.Is(err, ErrNoSpace) && im.dev.Write(ctx, im.mark(), at) == nil // see Image.void
 	im.mu.Lock()
 	defer im.mu.Unlock()
-	if err != nil {
-		return 0, im.poison(fmt.Errorf("commit epoch %d: %w", r.epoch, err))
+	switch {
+	case im.err != nil:
+		return nil, im.err
+	case void:
+		im.stale = true
+		return nil, fmt.Errorf("commit epoch %d: %w", p.Epoch(), err)
+	case err != nil:
+		return nil, im.poison(fmt.Errorf("commit epoch %d: %w", p.Epoch(), err))
 	}
 	im.log.off += len(b)
-	var replaced []Entry
-	if err := im.apply(ctx, &r, &replaced); err != nil {
-		return 0, im.poison(fmt.Errorf("commit epoch %d: %w", r.epoch, err))
+	im.flight = append(im.flight, p)
+	return p, nil
+}
+
+// freshen flushes what made records void. commitMu is held.
+func (im *Image) freshen(ctx context.Context) error {
+	im.mu.Lock()
+	stale, id := im.stale, im.posted()+1
+	im.mu.Unlock()
+	if !stale {
+		return nil
 	}
-	// Only now: until the flush a crash would need the replaced pages.
-	im.retire(replaced)
-	im.unpin()
-	return r.epoch, nil
+	err := im.dev.Flush(ctx)
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	switch {
+	case errors.Is(err, ErrNoSpace):
+		return fmt.Errorf("commit epoch %d: %w", id, err)
+	case err != nil:
+		return im.poison(fmt.Errorf("commit epoch %d: %w", id, err))
+	}
+	im.stale = false
+	return nil
 }
 
 // apply brings the table to r's epoch. It adds to replaced the pages that the
@@ -196,10 +239,10 @@ func (im *Image) unpin() {
 
 // commitLarge commits an epoch that no log run can hold: pages first, then the
 // table as of the epoch, then the superblock. It costs two flushes more than a
-// record does. cutMu and commitMu are held.
-func (im *Image) commitLarge(ctx context.Context, c Change) (epoch.ID, error) {
+// record does. cutMu and commitMu are held, and no epoch is in flight.
+func (im *Image) commitLarge(ctx context.Context, c Change) (*Posted, error) {
 	if err := im.reserveNodes(ctx, c); err != nil {
-		return 0, err
+		return nil, err
 	}
 	im.mu.Lock()
 	r := record{epoch: im.epoch + 1, size: c.Size, cut: c.Cut, mtime: c.Mtime, series: im.series, pages: c.Pages}
@@ -210,17 +253,17 @@ func (im *Image) commitLarge(ctx context.Context, c Change) (epoch.ID, error) {
 	}
 	im.mu.Unlock()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	if err := im.cut(ctx, cutHold); err != nil {
 		im.mu.Lock()
 		defer im.mu.Unlock()
-		return 0, im.poison(err) // the table is ahead of the medium
+		return nil, im.poison(err) // the table is ahead of the medium
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
 	im.unpin()
-	return r.epoch, nil
+	return &Posted{im: im, record: record{epoch: r.epoch}, over: true}, nil
 }
 
 // reserveNodes takes slots for all nodes that a cut after c may write. The cut
@@ -262,7 +305,8 @@ func (im *Image) Mark(ctx context.Context) error {
 	im.commitMu.Lock()
 	defer im.commitMu.Unlock()
 	im.mu.Lock()
-	if im.err != nil || im.super == 0 || im.marked == im.epoch || im.log.off+recordBytes(0) > int(im.log.runs[im.log.active].N)*PageSize {
+	// A record in flight says the same of the epochs before it.
+	if im.err != nil || im.super == 0 || im.marked == im.epoch || len(im.flight) > 0 || im.stale || im.log.off+recordBytes(0) > int(im.log.runs[im.log.active].N)*PageSize {
 		defer im.mu.Unlock()
 		return im.err
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/rpmemfs/rpmemfs/region"
 )
 
-// Everything at once on one image: a committer, whose epochs are known, and beside
-// it cuts, sweeps, trims, checkpoints, checks, readers and writers of open epochs.
+// Everything at once on one image: a committer, whose epochs are known and in flight
+// together, and beside it cuts, sweeps, trims, checkpoints, checks, readers and writers of open epochs.
 // No slot is owned twice, and the last epoch is found, whole.
 func TestConcurrent(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
@@ -84,6 +84,7 @@ func TestConcurrent(t *testing.T) {
 			return nil
 		})
 	}
+	var flight sync.WaitGroup
 	rng := rand.New(rand.NewPCG(*seed, 0))
 	for n := range 150 {
 		pages := map[uint64][]byte{}
@@ -108,11 +109,21 @@ func TestConcurrent(t *testing.T) {
 		for no, p := range pages {
 			want.pages[no] = p
 		}
-		if _, err := tryPut(t.Context(), s, im, want.size, cut, pages); err != nil {
+		p, err := tryPost(t.Context(), s, im, want.size, cut, pages)
+		if err != nil {
 			t.Errorf("commit: %v", err)
 			break
 		}
+		flight.Go(func() {
+			if err := p.Wait(t.Context()); err != nil {
+				t.Errorf("commit epoch %d: %v", p.Epoch(), err)
+			}
+		})
+		if rng.IntN(3) == 0 {
+			flight.Wait()
+		}
 	}
+	flight.Wait()
 	cancel()
 	wg.Wait()
 	if err := compare(t.Context(), s, im, want); err != nil {

@@ -20,10 +20,13 @@ const (
 // cut writes the changed nodes of the table to free slots, flushes, and writes a
 // superblock that names them: recovery starts from there, and the log before it
 // is free. cutMu and commitMu are held; cutBeside lets commitMu go while it
-// writes.
+// writes. Epochs in flight land first: their records would be in the wrong run.
 //
 // ErrNoSpace leaves everything as it was; any other error poisons the region.
 func (im *Image) cut(ctx context.Context, mode cutMode) error {
+	if err := im.drain(ctx); err != nil {
+		return err
+	}
 	var nodes []*node
 	for frozen := false; !frozen; { // others may take what was provided
 		if err := im.provideCut(ctx); err != nil {
@@ -72,6 +75,7 @@ func (im *Image) cut(ctx context.Context, mode cutMode) error {
 	}
 	im.mu.Lock()
 	defer im.mu.Unlock()
+	im.still()
 	if err != nil {
 		return im.poison(fmt.Errorf("cut the log at epoch %d: %w", sb.epoch, err))
 	}
@@ -353,6 +357,9 @@ func (im *Image) Freeze(ctx context.Context, name string, now int64) (Checkpoint
 	defer im.cutMu.Unlock()
 	im.commitMu.Lock()
 	defer im.commitMu.Unlock()
+	if err := im.drain(ctx); err != nil {
+		return Checkpoint{}, err
+	}
 	return im.keep(ctx, name, now)
 }
 
@@ -362,8 +369,11 @@ func (im *Image) Freeze(ctx context.Context, name string, now int64) (Checkpoint
 func (im *Image) Pin(ctx context.Context, now int64) (Checkpoint, error) {
 	im.cutMu.Lock()
 	defer im.cutMu.Unlock()
-	im.commitMu.Lock() // the epoch stays
+	im.commitMu.Lock()
 	defer im.commitMu.Unlock()
+	if err := im.drain(ctx); err != nil {
+		return Checkpoint{}, err
+	}
 	im.mu.Lock()
 	if im.epoch == 0 {
 		defer im.mu.Unlock()
@@ -380,7 +390,7 @@ func (im *Image) Pin(ctx context.Context, now int64) (Checkpoint, error) {
 	return im.keep(ctx, name, now)
 }
 
-// keep makes a checkpoint. cutMu and commitMu are held.
+// keep makes a checkpoint. cutMu and commitMu are held, and no epoch is in flight.
 func (im *Image) keep(ctx context.Context, name string, now int64) (Checkpoint, error) {
 	if err := im.freezable(name); err != nil {
 		return Checkpoint{}, err
@@ -451,11 +461,10 @@ func (im *Image) Restore(ctx context.Context, cp Checkpoint, mtime int64) (epoch
 	}
 	im.commitMu.Lock()
 	defer im.commitMu.Unlock()
-	im.mu.Lock()
-	if im.err != nil {
-		defer im.mu.Unlock()
-		return 0, im.err
+	if err := im.drain(ctx); err != nil {
+		return 0, err
 	}
+	im.mu.Lock()
 	sb := superblock{
 		id: im.id, sequence: im.sequence + 1, generation: im.gen, epoch: im.epoch + 1,
 		size: cp.Size, mtime: mtime, tree: cp.Tree, series: im.series, pages: cp.Pages,

@@ -38,10 +38,14 @@ type Image struct {
 	logger *slog.Logger
 
 	cutMu    sync.Mutex // serialises cuts, sweeps and whatever replaces the table
-	commitMu sync.Mutex // serialises appends to the log
+	commitMu sync.Mutex // serialises appends to the log; while it is held the last epoch stays
 	grantMu  sync.Mutex // serialises grants
 
 	mu          sync.Mutex // guards the fields below
+	landed      sync.Cond  // on mu: flight or settling changed
+	flight      []*Posted  // epochs that are not durable yet, oldest first
+	settling    bool       // flight[0] is on its way into the table
+	stale       bool       // records that were taken back may still be on the medium
 	epoch       epoch.ID
 	size        uint64
 	mtime       int64
@@ -77,7 +81,7 @@ func (l *logState) room(n int) bool {
 }
 
 // Open recovers the region's last committed epoch. It reads two superblocks and
-// the log since the newer one, and verifies the pages of the last epoch; it does
+// the log since the newer one, and verifies the pages of the last few epochs; it does
 // not depend on the region's size or history. It writes nothing.
 //
 // Errors match ErrCorrupt if an acknowledged epoch is damaged, ErrVersion if
@@ -89,6 +93,7 @@ func Open(ctx context.Context, cfg Config) (*Image, error) {
 		super:       cfg.Location.Super,
 		checkpoints: append([]Checkpoint(nil), cfg.Location.Checkpoints...),
 	}
+	im.landed.L = &im.mu
 	if im.logger == nil {
 		im.logger = slog.New(slog.DiscardHandler)
 	}
@@ -134,12 +139,13 @@ func (im *Image) Err() error {
 	return im.err
 }
 
-// poison makes every later change fail. mu is held.
+// poison makes every later change fail, and those in flight. mu is held.
 func (im *Image) poison(cause error) error {
 	if im.err == nil {
 		im.err = fmt.Errorf("region %d: %w: %w", im.id, epoch.ErrPoisoned, cause)
 		im.logger.Error("region poisoned", "region", im.id, "epoch", im.epoch, "err", cause)
 	}
+	im.abandon()
 	return im.err
 }
 

@@ -13,6 +13,9 @@ const (
 	recordEntry   = 24
 	recordAlign   = 64 // a record starts on a cache line
 
+	// maxInFlight bounds the epochs in flight, and so how many recovery has to try.
+	maxInFlight = 16
+
 	kindEpoch = 1 // commits an epoch
 	kindMark  = 2 // says only that its epoch is durable
 )
@@ -37,7 +40,7 @@ type PageChange struct {
 //	    16    8 region      region ID
 //	    24    8 generation  of the writer
 //	    32    8 epoch       that this record commits; of a mark: the last one
-//	    40    8 durable     last epoch known durable when this was written
+//	    40    8 durable     last epoch known durable when this was written; at most 16 before epoch
 //	    48    8 size        of the file, in bytes
 //	    56    8 cut         pages from this number on were dropped first; 2^64-1: none
 //	    64    8 mtime       of the file, ns since 1970
@@ -139,6 +142,8 @@ func (r *record) decode(b []byte, off int64) (int, error) {
 		return bad("reserved bytes")
 	case d.kind == kindMark && (n != 0 || d.durable != d.epoch):
 		return bad("mark")
+	case d.kind == kindEpoch && (d.durable >= d.epoch || d.epoch-d.durable > maxInFlight):
+		return bad("durable epoch")
 	}
 	d.pages = make([]PageChange, n)
 	for i := range d.pages {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/rpmemfs/rpmemfs/epoch"
 )
@@ -24,20 +26,21 @@ func (im *Image) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// The last epochs may not have been flushed when the crash came: they count
-	// only if each of their pages is whole.
+	// The last epochs may not have been flushed when the crash came: the newest counts
+	// of which every page is whole, whichever epoch it is from. A page that a later
+	// epoch replaced may be gone: its slot is used again as soon as that one is
+	// durable, and no record may say yet that this one is.
+	kept := len(scan.records)
 	var torn error
-	kept := 0
-	for i := range scan.records {
-		r := &scan.records[i].record
-		if r.epoch > scan.durable {
-			if torn = verifyPages(ctx, im.dev, im.id, r.pages); torn != nil && !errors.Is(torn, ErrCorrupt) {
-				return torn
-			} else if torn != nil {
-				break
-			}
+	for ; kept > 0 && scan.records[kept-1].epoch > scan.durable; kept-- {
+		err := scan.verify(ctx, im.dev, im.id, kept)
+		if err == nil {
+			break
 		}
-		kept++
+		if !errors.Is(err, ErrCorrupt) {
+			return err
+		}
+		torn = err
 	}
 	last := sb.epoch
 	if kept > 0 {
@@ -164,7 +167,24 @@ func (s *logScan) missing(id ID, last epoch.ID) error {
 		What: fmt.Sprintf("log: epoch %d was durable, but only epoch %d is whole", s.durable, last)}
 }
 
-// verifyPages reads the pages of an epoch and compares their checksums.
+// verify reads the pages that the first n records leave in the table, but for epochs
+// that were durable, and compares their checksums.
+func (s *logScan) verify(ctx context.Context, dev Device, id ID, n int) error {
+	newest := make(map[uint64]PageChange)
+	for _, r := range s.records[:n] {
+		if r.epoch <= s.durable {
+			continue
+		}
+		maps.DeleteFunc(newest, func(page uint64, _ PageChange) bool { return page >= r.cut })
+		for _, p := range r.pages {
+			newest[p.Page] = p
+		}
+	}
+	pages := slices.SortedFunc(maps.Values(newest), func(a, b PageChange) int { return cmpSlot(a.Slot, b.Slot) })
+	return verifyPages(ctx, dev, id, pages)
+}
+
+// verifyPages reads pages and compares their checksums.
 func verifyPages(ctx context.Context, dev Device, id ID, pages []PageChange) error {
 	const batch = 256
 	buf := make([]byte, batch*PageSize)

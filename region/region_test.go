@@ -83,10 +83,19 @@ func put(t testing.TB, dev region.Device, im *region.Image, size uint64, cut uin
 }
 
 func tryPut(ctx context.Context, dev region.Device, im *region.Image, size, cut uint64, pages map[uint64][]byte) (epoch.ID, error) {
+	p, err := tryPost(ctx, dev, im, size, cut, pages)
+	if err != nil {
+		return 0, err
+	}
+	return p.Epoch(), p.Wait(ctx)
+}
+
+// tryPost is tryPut without the wait.
+func tryPost(ctx context.Context, dev region.Device, im *region.Image, size, cut uint64, pages map[uint64][]byte) (*region.Posted, error) {
 	c := region.Change{Size: size, Cut: cut}
 	runs, err := im.Alloc(ctx, uint64(len(pages)))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	var slots []region.Slot
 	for _, r := range runs {
@@ -108,12 +117,12 @@ func tryPut(ctx context.Context, dev region.Device, im *region.Image, size, cut 
 		slot := slots[0]
 		slots = slots[1:]
 		if err := dev.Write(ctx, p, slot.Offset()); err != nil {
-			return 0, err
+			return nil, err
 		}
 		c.Pages = append(c.Pages, region.PageChange{Page: no, Slot: slot, CRC: region.Checksum(p)})
 	}
 	defer func() { im.Release(slots...) }() // those of holes
-	return im.Commit(ctx, c)
+	return im.Post(ctx, c)
 }
 
 // image is what a region should hold.

@@ -31,12 +31,11 @@ func (im *Image) sweep(ctx context.Context) error {
 	if err == nil && im.family != nil {
 		err = im.family(ctx, mark)
 	}
-	// Not in the middle of a commit: pages that it has replaced in the table and
-	// will free are reached from nowhere.
-	im.commitMu.Lock()
-	defer im.commitMu.Unlock()
+	// Not while the table changes: pages that an epoch has replaced in it and will
+	// free are reached from nowhere.
 	im.mu.Lock()
 	defer im.mu.Unlock()
+	im.still()
 	if err != nil {
 		im.sweepDue = true
 		for _, x := range im.slots.extents {

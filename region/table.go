@@ -187,8 +187,8 @@ func (im *Image) set(page uint64, e Entry) Entry {
 
 // drop unmaps all pages from page cut on. It adds their entries to replaced, and
 // all nodes that only mapped them to im.dropped: recovery needs those until the
-// next superblock. mu is held as in leaf; commitMu keeps others from changing the
-// table meanwhile.
+// next superblock. mu is held as in leaf; nobody else changes the table
+// meanwhile: see settle.
 func (im *Image) drop(ctx context.Context, cut uint64, replaced *[]Entry) error {
 	t := &im.table
 	for at := cut; ; {

@@ -189,7 +189,7 @@ func (v *Volume) evict(ctx context.Context) {
 // forget takes a file that is leaving out of the table. mu is held.
 func (v *Volume) forget(f *file) {
 	if f.loaded() {
-		v.counters.add(f.cache.Stats())
+		v.counters.add(f)
 	}
 	delete(v.files, f.ino)
 	close(f.left)

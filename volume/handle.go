@@ -71,6 +71,10 @@ func (v *Volume) Open(ctx context.Context, ino namespace.Ino) (*Handle, error) {
 // Ino returns the file's number.
 func (h *Handle) Ino() namespace.Ino { return h.f.ino }
 
+// InFlight returns how many epochs of the file were sent and are not known to be
+// durable.
+func (h *Handle) InFlight() int { return h.f.manager.Stats().InFlight }
+
 // Read reads the newest bytes, those of the open epoch included, at off. n is
 // less than len(p) only at the end of the file.
 func (h *Handle) Read(ctx context.Context, p []byte, off int64) (n int, err error) {

@@ -80,6 +80,7 @@ type Status struct {
 	OpenFiles     int // regions that are open, idle ones included
 	OpenHandles   int
 	DirtyPages    int
+	InFlight      int // epochs that were sent, and are not known to be durable
 	PoisonedFiles int
 	Counters      Counters
 	Traffic       rdmacache.Traffic
@@ -99,6 +100,7 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 	for _, f := range v.inUse() {
 		mapped, written := f.cache.Dirty()
 		s.DirtyPages += mapped + written
+		s.InFlight += f.manager.Stats().InFlight
 		if f.cache.Err() != nil {
 			s.PoisonedFiles++
 		}
@@ -119,14 +121,16 @@ func (v *Volume) count() Counters {
 	c := v.counters
 	for _, f := range v.files {
 		if f.loaded() {
-			c.add(f.cache.Stats())
+			c.add(f)
 		}
 	}
 	return c
 }
 
-// add counts the pages of one file.
-func (c *Counters) add(s rdmacache.Stats) {
+// add counts what one file did.
+func (c *Counters) add(f *file) {
+	s := f.cache.Stats()
+	c.SealsDelayed += f.manager.Stats().Full
 	c.PagesCommitted += s.PagesCommitted
 	c.PagesUnchanged += s.PagesUnchanged
 }

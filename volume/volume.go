@@ -154,6 +154,7 @@ type Counters struct {
 	Rollbacks       uint64 // open epochs thrown away
 	RolledBackPages uint64
 	FailedCloses    uint64 // last closes whose commit failed
+	SealsDelayed    uint64 // seals of epochs that waited for others in flight
 	PagesCommitted  uint64
 	PagesUnchanged  uint64 // that arrived but equal what was there
 }

@@ -90,6 +90,14 @@ var volumeMetrics = []metrics.Metric[volume.Status]{
 		Value: func(s volume.Status) float64 { return float64(s.DirtyPages) },
 	},
 	{
+		Kind: metrics.Gauge, Name: "rpmemfs_epochs_in_flight", Help: "Epochs that were sent and are not known to be durable.",
+		Value: func(s volume.Status) float64 { return float64(s.InFlight) },
+	},
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_seals_delayed_total", Help: "Epochs that were sealed later because too many of their file were in flight.",
+		Value: func(s volume.Status) float64 { return float64(s.Counters.SealsDelayed) },
+	},
+	{
 		Kind: metrics.Gauge, Name: "rpmemfs_open_files", Help: "Files that are open, or were a short while ago.",
 		Value: func(s volume.Status) float64 { return float64(s.OpenFiles) },
 	},

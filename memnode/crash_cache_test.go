@@ -194,14 +194,7 @@ func (c *crashCache) put(ctx context.Context, page uint64, src rdmacache.Source,
 
 // commit commits the open epoch. During it meanwhile may be called.
 func (c *crashCache) commit(ctx context.Context, f *crashFile, scope epoch.Scope) error {
-	sealed := c.open
-	c.open = newOverlay(sealed.size)
-	if scope == epoch.Written {
-		c.open.mapped, sealed.mapped = sealed.mapped, map[uint64]uint64{}
-		if len(c.open.mapped) > 0 {
-			c.w.seen.written++
-		}
-	}
+	sealed := c.seal(scope)
 	was := f.now
 	f.now = sealed.over(was, scope)
 	c.busy = true
@@ -216,7 +209,26 @@ func (c *crashCache) commit(ctx context.Context, f *crashFile, scope epoch.Scope
 	if !errors.Is(err, region.ErrNoSpace) || errors.Is(err, epoch.ErrPoisoned) {
 		return err
 	}
-	// All of it is open again, under what came meanwhile.
+	c.reopen(sealed)
+	f.now = was
+	return cmp.Or(c.look(ctx, was), err)
+}
+
+// seal returns the open epoch, as far as scope reaches, and begins the next.
+func (c *crashCache) seal(scope epoch.Scope) overlay {
+	sealed := c.open
+	c.open = newOverlay(sealed.size)
+	if scope == epoch.Written {
+		c.open.mapped, sealed.mapped = sealed.mapped, map[uint64]uint64{}
+		if len(c.open.mapped) > 0 {
+			c.w.seen.written++
+		}
+	}
+	return sealed
+}
+
+// reopen puts an epoch that did not commit back under what came meanwhile.
+func (c *crashCache) reopen(sealed overlay) {
 	c.w.seen.opened++
 	for no, stamp := range sealed.mapped {
 		_, newer := c.open.mapped[no]
@@ -230,8 +242,6 @@ func (c *crashCache) commit(ctx context.Context, f *crashFile, scope epoch.Scope
 			c.open.written[no] = stamp
 		}
 	}
-	f.now = was
-	return cmp.Or(c.look(ctx, was), err)
 }
 
 // look compares what programs see of the file with the model.

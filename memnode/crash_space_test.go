@@ -18,6 +18,18 @@ type reached struct {
 	written int // epochs of write(2) only, while mapped pages stayed open
 	opened  int // commits that failed and left their epoch open
 	spilled int // frames pushed before their epoch committed
+	taken   int // epochs that a flush without space took back with one before them
+	between int // recoveries that found one of several epochs in flight, not the last
+}
+
+// found notes that recovery found m, one of may.
+func (r *reached) found(may []model, m model) {
+	for _, c := range may[min(1, len(may)):max(1, len(may)-1)] {
+		if differs(m, c) == "" && differs(m, may[0]) != "" && differs(m, may[len(may)-1]) != "" {
+			r.between++
+			return
+		}
+	}
 }
 
 func (r *reached) missed() string {
@@ -25,6 +37,7 @@ func (r *reached) missed() string {
 	for name, n := range map[string]int{
 		"Return": r.returns, "Grant before Return": r.retaken, "a commit of scope Written": r.written,
 		"a commit without space": r.opened, "an early push": r.spilled,
+		"epochs in flight without space": r.taken, "an epoch in the middle of those in flight": r.between,
 	} {
 		if n == 0 {
 			names = append(names, name)

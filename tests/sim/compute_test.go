@@ -179,6 +179,8 @@ func (t *tenure) work() error {
 	}
 	name := names[t.rng.IntN(len(names))]
 	switch k := t.rng.IntN(20); {
+	case k < 4:
+		return t.commitMany(name)
 	case k < 11:
 		stamp, err := t.store(name)
 		if err != nil {
@@ -295,7 +297,7 @@ func (t *tenure) commit(name string, stamp uint64) error {
 		t.w.fail("%s: %s: %s: %v", t.host.name, t.share.name, name, err)
 	}
 	t.w.counts.epochs.Add(1)
-	t.now[name] = stamp
+	t.now[name] = max(t.now[name], stamp) // a later one may have been acknowledged
 	return nil
 }
 
@@ -317,6 +319,43 @@ func (t *tenure) commitAll(names []string) error {
 		err = errors.Join(err, <-errs)
 	}
 	return err
+}
+
+// commitMany has several epochs of one file in flight.
+func (t *tenure) commitMany(name string) error {
+	h, n := t.handles[name], 2+t.rng.IntN(3)
+	errs := make(chan error, n)
+	begun := 0
+	var failed error
+	for ; begun < n; begun++ {
+		stamp, err := t.store(name)
+		if err != nil {
+			failed = err
+			break
+		}
+		before := h.InFlight()
+		over := make(chan struct{})
+		go func() {
+			defer close(over)
+			errs <- t.commit(name, stamp)
+		}()
+		// Until it is sent it holds locks that the next store may wait for.
+		for sent := false; !sent; {
+			select {
+			case <-over:
+				sent = true
+			case <-time.After(100 * time.Microsecond):
+				sent = h.InFlight() > before
+			}
+		}
+		if before > 0 && h.InFlight() > 1 {
+			t.w.counts.together.Add(1)
+		}
+	}
+	for range begun {
+		failed = errors.Join(failed, <-errs)
+	}
+	return failed
 }
 
 // rollBack stores through a mapping and closes the file without a commit.

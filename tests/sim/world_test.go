@@ -37,6 +37,7 @@ type world struct {
 type counts struct {
 	schedules, tenures, ends            atomic.Int64
 	epochs, refused                     atomic.Int64 // commits that succeeded, and others
+	together                            atomic.Int64 // seals while epochs of the same file were in flight
 	recoveries, unheard                 atomic.Int64 // files; and those at an epoch that was not acknowledged
 	kills, cuts                         atomic.Int64 // of the memory node, of its power
 	crashes, torn                       atomic.Int64 // of compute nodes; those in a commit whose flush did not arrive
@@ -49,6 +50,7 @@ func (c *counts) each(fn func(what string, n int64)) {
 	fn("unmounts", c.ends.Load())
 	fn("commits", c.epochs.Load())
 	fn("failed commits", c.refused.Load())
+	fn("epochs sealed on others in flight", c.together.Load())
 	fn("files recovered", c.recoveries.Load())
 	fn("files found at epochs that were not acknowledged", c.unheard.Load())
 	fn("kills of the memory node", c.kills.Load())

@@ -193,6 +193,7 @@ func TestExclusive(t *testing.T) {
 				return <-end
 			})
 		}()
+		synctest.Wait()
 		second := commit(t, m, s, true)
 		if ran || len(s.posted) != 1 {
 			t.Fatal("it does not wait for the epoch in flight")

@@ -378,6 +378,112 @@ func TestReadersAfterRestart(t *testing.T) {
 	}
 }
 
+// kernel counts what a volume makes the kernel forget.
+type kernel struct {
+	volume.Invalidator // nil: nothing else is called
+	mu                 sync.Mutex
+	forgotten          map[namespace.Ino]int
+}
+
+func (k *kernel) Content(ino namespace.Ino) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.forgotten[ino]++
+	return nil
+}
+
+func (k *kernel) Range(namespace.Ino, int64, int64) error { return nil }
+func (k *kernel) Attr(namespace.Ino) error                { return nil }
+
+func (k *kernel) of(ino namespace.Ino) int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.forgotten[ino]
+}
+
+// A reader goes on after a restart of the memory node. A file that changed meanwhile
+// shows its newest epoch, and the kernel forgets the old one; one that did not is as it
+// was. Who reads while the memory node is away waits.
+func TestReaderOutlivesRestart(t *testing.T) {
+	n := newNode(t, 5*time.Second)
+	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
+	watching(t, w)
+	const pages = 40
+	write := func(h *volume.Handle, x uint64) {
+		t.Helper()
+		mustWrite(t, h, stamps(pages, x), 0)
+		if err := h.Sync(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	moving, h := w.create(t, "moving")
+	still, other := w.create(t, "still")
+	write(h, 1)
+	write(other, 1)
+	way := n.path()
+	r, err := remote.DialReader(ctx, remote.Config{Address: way.address(), Share: "s"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	keep := rdmacache.NewPages(0) // nothing: reads have to wait
+	m := mountWith(t, r.Pool, volume.Config{Pool: r, Conn: r.Conn(), Shared: r, ReadOnly: true, Pages: keep})
+	k := &kernel{forgotten: make(map[namespace.Ino]int)}
+	m.SetInvalidator(k)
+	running, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.Run(running, m.Renew)
+	}()
+	defer func() {
+		m.stop()
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		stop()
+		<-ended
+	}()
+	for round := range uint64(3) {
+		for _, ino := range []namespace.Ino{moving, still} {
+			if got := stampOf(t, m.Volume, ino, pages); got != 1+round && ino == moving || got != 1 && ino == still {
+				t.Errorf("round %d: file %d has stamp %d", round, ino, got)
+			}
+		}
+		way.set(down)
+		way.cut()
+		n.restart()
+		open, err := m.Open(ctx, moving)
+		if err != nil {
+			t.Fatal(err)
+		}
+		read := make(chan error, 1)
+		go func() {
+			_, err := open.Read(ctx, make([]byte, pages*region.PageSize), 0)
+			read <- err
+		}()
+		// Slots of the reader's epoch are free now, and used again.
+		for range 3 {
+			write(h, 100+round)
+		}
+		write(h, 2+round)
+		way.set(fair)
+		if err := <-read; err != nil { // pages of both epochs, as during a refresh
+			t.Errorf("round %d: who read while the memory node was away got %v", round, err)
+		}
+		open.Release(ctx)
+		eventually(t, "the kernel forgets the old epoch", func() bool { return k.of(moving) == 2*int(round+1) }) // twice each
+		if got := stampOf(t, m.Volume, moving, pages); got != 2+round {
+			t.Errorf("round %d: then stamp %d", round, got)
+		}
+		if n.pinsOf(still) != 1 || r.Renewed() != int(round)+1 {
+			t.Errorf("round %d: %d pins of a file that is shown, session %d", round, n.pinsOf(still), r.Renewed())
+		}
+	}
+	if k.of(still) != 0 {
+		t.Error("the kernel forgot a file that did not change")
+	}
+}
+
 // Readers that come, refresh and go while the writer commits see whole stamps that
 // never go back.
 func TestReadersAtRandom(t *testing.T) {

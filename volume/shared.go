@@ -124,8 +124,87 @@ func (v *Volume) forgetPages() {
 	}
 }
 
+// Renew pins again what the files of a shared volume show, after the session that had
+// pinned it was lost. A file whose epoch is not the newest any more shows that from now on: its
+// slots may have been used again. Nothing may be read meanwhile. then, to be called when
+// reads go on, makes the kernel forget what has changed.
+func (v *Volume) Renew(ctx context.Context) (then func()) {
+	ctx, cancel := context.WithTimeout(ctx, renewIn)
+	defer cancel()
+	v.forgetPages()
+	var changed []*file
+	for _, f := range v.heldFiles(ctx) {
+		moved, err := v.pinAgain(ctx, f)
+		if err != nil {
+			v.log.Warn("a file cannot be read until it is refreshed", "ino", f.ino, "err", err)
+		}
+		if moved {
+			changed = append(changed, f)
+		} else {
+			v.release(f)
+		}
+	}
+	return func() {
+		for _, f := range changed {
+			if _, err := f.cache.Discard(func() error { return v.invalidator().Content(f.ino) }); err != nil {
+				v.log.Warn("the kernel may show pages of an older epoch", "ino", f.ino, "err", err)
+			}
+			v.release(f)
+		}
+	}
+}
+
+// renewIn bounds Renew: the files of a writer that does not answer must not keep others
+// waiting for ever.
+const renewIn = 30 * time.Second
+
+// heldFiles returns the files that are open, idle or about to be, with a ref each.
+func (v *Volume) heldFiles(ctx context.Context) (files []*file) {
+	v.mu.Lock()
+	var all []*file
+	for _, f := range v.files {
+		if f.left == nil {
+			f.refs++
+			v.busy(f)
+			all = append(all, f)
+		}
+	}
+	v.mu.Unlock()
+	for _, f := range all {
+		if await(ctx, f.ready) != nil || f.err != nil {
+			v.release(f)
+			continue
+		}
+		files = append(files, f)
+	}
+	return files
+}
+
+// pinAgain pins the newest epoch of a file, and tells whether that is another one than
+// it showed.
+func (v *Volume) pinAgain(ctx context.Context, f *file) (moved bool, err error) {
+	f.treesMu.Lock()
+	defer f.treesMu.Unlock()
+	next, err := v.cfg.Shared.Pin(ctx, region.ID(f.ino))
+	if err != nil {
+		return false, err
+	}
+	if next.Epoch == f.shown.Epoch && next.Tree == f.shown.Tree {
+		return false, nil
+	}
+	if err := f.image.View(next); err != nil {
+		return false, err
+	}
+	moved = next.Epoch != f.shown.Epoch
+	f.shown = next
+	return moved, nil
+}
+
 // maxRanges is how many runs of pages the kernel is told to forget one by one.
 const maxRanges = 1024
+
+// changesIn bounds the search for what changed.
+const changesIn = 5 * time.Second
 
 // changes returns what makes the kernel forget the pages by which next differs from
 // what a file shows.
@@ -133,6 +212,9 @@ func (v *Volume) changes(ctx context.Context, f *file, next region.Checkpoint) f
 	kernel := v.invalidator()
 	type run struct{ page, n uint64 }
 	var runs []run
+	// A session that is lost meanwhile is made again only when this has ended.
+	ctx, cancel := context.WithTimeout(ctx, changesIn)
+	defer cancel()
 	err := region.Changed(ctx, v.cfg.Conn, region.ID(f.ino), f.shown.Tree, next.Tree, func(page, n uint64) {
 		if len(runs) <= maxRanges {
 			runs = append(runs, run{page, n})

@@ -187,7 +187,7 @@ func (d *daemon) serve(ctx context.Context) {
 	if d.attach != nil {
 		stopAttach = background("attach socket", d.runAttach)
 	}
-	stopReaders := background("help for readers on other nodes", d.serveReaders)
+	stopReaders := background("readers", d.serveReaders)
 	stopLease := background("lease", d.watchLease)
 	stopSignals := background("signals", d.handleSignals)
 	stopMetrics := func() {}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
 	"github.com/rpmemfs/rpmemfs/internal/nodeurl"
 	"github.com/rpmemfs/rpmemfs/memnode"
@@ -79,14 +80,28 @@ func (e *embedded) close() error          { return errors.Join(e.c.Close(), e.Po
 
 // leased is a share of a memory node: with its lease, or of a session that only reads.
 type leased struct {
-	*remote.Pool
-	root namespace.Inode // as it was when the lease was taken
+	nodePool
+	holder *remote.Pool    // nil: it only reads
+	reader *remote.Reader  // nil: it has the lease
+	root   namespace.Inode // as it was when the session began
+}
+
+// A nodePool is a pool over a session: a remote.Pool or a remote.Reader.
+type nodePool interface {
+	volume.Pool
+	Conn() rdmacache.Conn
+	Done() <-chan struct{}
+	Err() error
+	Close() error
+	Share() string
+	Lease() time.Duration
+	Transport() string
 }
 
 // Inode is that of the memory node. The top of the mount can be looked at when the
 // lease is over too: else nobody could ask the mount what is wrong with it.
 func (l leased) Inode(ctx context.Context, ino namespace.Ino) (namespace.Inode, error) {
-	n, err := l.Pool.Inode(ctx, ino)
+	n, err := l.nodePool.Inode(ctx, ino)
 	if ino == namespace.Root && errors.Is(err, rdmacache.ErrFenced) {
 		return l.root, nil
 	}
@@ -122,12 +137,11 @@ func (o *options) dialNode(ctx context.Context, log *slog.Logger) (source, error
 	if err != nil {
 		return nil, err
 	}
-	p, err := remote.Dial(ctx, remote.Config{
+	cfg := remote.Config{
 		Address: u.Address(),
 		TLS:     tls,
 		Share:   u.Share,
 		Create:  !o.readOnly,
-		Reader:  o.readOnly,
 		Steal:   o.steal,
 		Wait:    o.wait,
 		Lease:   o.lease,
@@ -135,30 +149,42 @@ func (o *options) dialNode(ctx context.Context, log *slog.Logger) (source, error
 		Queues:  o.queuePairs,
 		Holder:  fmt.Sprintf("%s:%s", host, o.mountpoint),
 		Log:     log,
-	})
+	}
+	var l leased
+	if o.readOnly {
+		l.reader, err = remote.DialReader(ctx, cfg)
+		l.nodePool = l.reader
+	} else {
+		l.holder, err = remote.Dial(ctx, cfg)
+		l.nodePool = l.holder
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", u, err)
 	}
-	root, err := p.Inode(ctx, namespace.Root)
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", u, err), p.Close())
+	if l.root, err = l.nodePool.Inode(ctx, namespace.Root); err != nil {
+		return nil, errors.Join(fmt.Errorf("%s: %w", u, err), l.Close())
 	}
-	return leased{p, root}, nil
+	return l, nil
 }
 
 // shared returns the source as one that somebody else may write; nil: nobody does.
 func (d *daemon) shared() volume.Shared {
-	if l, ok := d.source.(leased); ok && d.o.readOnly {
-		return l.Pool
+	if l, ok := d.source.(leased); ok && l.reader != nil {
+		return l.reader
 	}
 	return nil
 }
 
 // serveReaders does for readers of the share, on other nodes, what only the holder of
-// its lease can.
+// its lease can. Of a reader it keeps the session going.
 func (d *daemon) serveReaders(ctx context.Context) error {
-	if l, ok := d.source.(leased); ok && !d.o.readOnly {
-		return l.Watch(ctx, d.volume)
+	l, ok := d.source.(leased)
+	switch {
+	case !ok:
+	case l.reader != nil:
+		l.reader.Run(ctx, d.volume.Renew)
+	default:
+		return l.holder.Watch(ctx, d.volume)
 	}
 	return nil
 }
@@ -170,10 +196,6 @@ func (d *daemon) watchLease(ctx context.Context) error {
 		return nil
 	case <-d.source.done():
 	}
-	what := "the lease is lost: nothing can be written or committed here any more, and what was not committed is gone; unmount, and mount again"
-	if d.o.readOnly {
-		what = "the session with the memory node is lost: nothing can be read here any more; unmount, and mount again"
-	}
-	d.log.Error(what, "source", d.o.pool, "why", d.source.why())
+	d.log.Error("the lease is lost: nothing can be written or committed here any more, and what was not committed is gone; unmount, and mount again", "source", d.o.pool, "why", d.source.why())
 	return nil
 }

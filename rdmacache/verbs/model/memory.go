@@ -156,7 +156,7 @@ func (q *queue) reach(rkey uint32, address uint64, n int, access verbs.Access) (
 		err = errors.New("the MR is of another domain")
 	case m.access&access == 0:
 		err = errors.New("the MR does not allow it")
-	case address < m.Address() || address-m.Address() > uint64(len(m.mem)) ||
+	case address-m.Address() > uint64(len(m.mem)) || // it may be before: then that is a large number
 		uint64(n) > uint64(len(m.mem))-(address-m.Address()):
 		err = fmt.Errorf("%d bytes at %#x are not in the MR", n, address)
 	default:

@@ -29,6 +29,7 @@ type setup struct {
 	cfg            model.Config
 	client, server model.HostOptions
 	queue          verbs.QueueConfig
+	noFlush        bool         // in the server's queue
 	mem            []byte       // the server's; nil: ordinary memory
 	access         verbs.Access // to it; 0: reading and writing
 	recvs          int          // that the server posts, of 64 bytes from byte 0 of its memory
@@ -81,7 +82,9 @@ func connect(t *testing.T, s setup) *link {
 			for i := range s.recvs {
 				recvs = append(recvs, verbs.Work{ID: uint64(i), Local: s.mem[64*i : 64*i+64], LKey: l.server.mr.LKey()})
 			}
-			l.server.queue, err = req.Accept(context.Background(), l.server.domain, s.queue, recvs, nil)
+			cfg := s.queue
+			cfg.Flush = cfg.Flush && !s.noFlush
+			l.server.queue, err = req.Accept(context.Background(), l.server.domain, cfg, recvs, nil)
 		}
 		accepted <- err
 	}()
@@ -126,7 +129,7 @@ func (l *link) op(op verbs.Op, at, n int) verbs.Work {
 func (l *link) finish(s *side, n int) []verbs.Completion {
 	l.t.Helper()
 	var all []verbs.Completion
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	for len(all) < n {
 		done := make([]verbs.Completion, 16)
@@ -142,7 +145,7 @@ func (l *link) finish(s *side, n int) []verbs.Completion {
 // broken says that Wait of a side returns ErrBroken, with no completion left.
 func (l *link) broken(s *side) {
 	l.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	for {
 		n, err := s.queue.Wait(ctx, make([]verbs.Completion, 16))

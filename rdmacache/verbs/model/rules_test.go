@@ -156,9 +156,10 @@ func TestFlushNeedsAll(t *testing.T) {
 		setup
 		ok bool
 	}{
-		"all there":     {setup{client: with, server: with, queue: queue, mem: medium, access: all}, true},
-		"no access":     {setup{client: with, server: with, queue: queue, mem: medium, access: verbs.RemoteWrite}, false},
-		"no such queue": {setup{client: with, server: with, mem: medium, access: all}, false},
+		"all there":      {setup{client: with, server: with, queue: queue, mem: medium, access: all}, true},
+		"no access":      {setup{client: with, server: with, queue: queue, mem: medium, access: verbs.RemoteWrite}, false},
+		"client's queue": {setup{client: with, server: with, mem: medium, access: all}, false},
+		"server's queue": {setup{client: with, server: with, queue: queue, noFlush: true, mem: medium, access: all}, false},
 	} {
 		l := connect(t, c.setup)
 		if err := l.client.queue.Post([]verbs.Work{l.op(verbs.OpFlush, 0, 4096)}); err != nil {

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/region"
 )
@@ -13,11 +14,12 @@ import (
 // until the lease is over. Its View keeps it up to date. It is safe for concurrent
 // use; an access costs two atomic additions and a binary search.
 //
-// Lock order: changing, then a transaction of meta.db; gate and flushing are taken
-// alone. A session's changing may be held while that of a reader is taken.
+// Lock order: changing, then a transaction of meta.db; windowsMu, then Pool.mu; gate and
+// flushing are taken alone. A session's changing may be held while that of a reader is taken.
 type Fence struct {
-	pool   *Pool // immutable, as the next
-	reader bool  // reaches what Admit lets it, and what others free is out of its reach
+	pool   *Pool         // immutable, as the next two
+	share  namespace.Ino // the session's; of a reader, 0
+	reader bool          // reaches what Admit lets it, and what others free is out of its reach
 	// slots is what the session may touch; nil before it is loaded. Each store
 	// publishes a set that does not change any more.
 	slots atomic.Pointer[runSet]
@@ -116,6 +118,9 @@ func (f *Fence) Expose(w rdmacache.Window) error {
 	defer f.windowsMu.Unlock()
 	if f.ended.Load() {
 		return rdmacache.ErrFenced
+	}
+	if !f.reader {
+		f.pool.exposed(f.share)
 	}
 	f.windows = append(f.windows, w)
 	return nil

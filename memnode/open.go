@@ -35,8 +35,8 @@ type Options struct {
 	// stay, and inodes without names that a holder may have open. Otherwise the one
 	// who opens for writing is the only writer, and every lease ends.
 	KeepOrphans bool
-	// Media is used in place of the file data. The pool owns it if Open
-	// succeeds.
+	// Media is used in place of the file data, and says alone whether the pool is
+	// volatile. The pool owns it if Open succeeds.
 	Media media.Media
 	Log   *slog.Logger     // nil: discard
 	Now   func() time.Time // nil: time.Now
@@ -95,6 +95,9 @@ func openDir(dir string, opts Options) (_ *Pool, err error) {
 		return nil, err
 	}
 	p.lock = lock
+	if opts.Media != nil {
+		return p, nil
+	}
 	// Names and checkpoints are as durable as the directory's file system.
 	if volatile, err := media.Volatile(dir); err != nil {
 		return nil, err
@@ -141,6 +144,7 @@ func assemble(meta metaStore, m media.Media, opts Options) (*Pool, error) {
 		medium:   rdmacache.Medium{Kind: m.Kind(), Volatile: m.Volatile()},
 		readOnly: opts.ReadOnly,
 		serving:  opts.KeepOrphans,
+		stored:   make(map[namespace.Ino]struct{}),
 	}
 	p.directory = directory{pool: p, share: namespace.Root}
 	if p.log == nil {
@@ -162,6 +166,9 @@ func assemble(meta metaStore, m media.Media, opts Options) (*Pool, error) {
 	// but not all of it may have been flushed. They use the slots that it replaced.
 	if err := p.Flush(); err != nil {
 		return nil, err
+	}
+	if err := p.settleLeases(); err != nil {
+		return nil, fmt.Errorf("persist what leased shares were stored: %w", err)
 	}
 	// Before anything is written by this opening: records of the one before
 	// must not pass for its.

@@ -72,6 +72,7 @@ type Pool struct {
 	free    freeList
 	nextIno namespace.Ino // numbers below are taken, in meta.db or by a call under way
 	readers map[*Fence]struct{}
+	stored  map[namespace.Ino]struct{} // shares whose slots devices may have stored to
 }
 
 var (

@@ -3,6 +3,7 @@ package memnode
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"path/filepath"
 	"testing"
@@ -18,17 +19,42 @@ import (
 type fenceDevice struct {
 	*Fence
 	unplugged bool
+	memory    *media.Crashable // that it stores to without a call; nil: it calls
+	stored    [][2]int64       // since the last flush
 }
 
 func (d *fenceDevice) Read(_ context.Context, p []byte, off int64) error  { return d.ReadAt(p, off) }
 func (d *fenceDevice) Write(_ context.Context, p []byte, off int64) error { return d.WriteAt(p, off) }
 
+func (d *fenceDevice) WriteAt(p []byte, off int64) error {
+	if d.memory == nil {
+		return d.Fence.WriteAt(p, off)
+	}
+	d.stored = append(d.stored, [2]int64{off, int64(len(p))})
+	return d.memory.Store(p, off)
+}
+
 func (d *fenceDevice) Flush(context.Context) error {
 	if d.unplugged {
 		return errors.New("unplugged")
 	}
-	return d.Fence.Flush()
+	if d.memory == nil {
+		return d.Fence.Flush()
+	}
+	for _, s := range d.stored {
+		if err := d.memory.Persist(s[0], s[1]); err != nil {
+			return err
+		}
+	}
+	d.stored = nil
+	return nil
 }
+
+// noWindow is access that is never given.
+type noWindow struct{}
+
+func (noWindow) Revoke(start, end int64) {}
+func (noWindow) End()                    {}
 
 // A takeover is a share with one file, of which sessions come one after the other.
 type takeover struct {
@@ -39,6 +65,9 @@ type takeover struct {
 	share namespace.Ino
 	id    region.ID
 	now   byte // number of the session
+	keep  bool // leases, when the pool is opened
+	// direct sessions store to the medium's memory themselves.
+	direct bool
 }
 
 // start opens the pool as a memory node does that was killed before.
@@ -53,7 +82,7 @@ func (x *takeover) start() {
 	if err != nil {
 		x.t.Fatal(err)
 	}
-	if x.pool, err = assemble(meta, x.power, Options{KeepOrphans: true}); err != nil {
+	if x.pool, err = assemble(meta, x.power, Options{KeepOrphans: x.keep}); err != nil {
 		x.t.Fatal(err)
 	}
 }
@@ -86,6 +115,12 @@ func (x *takeover) open(generation uint64) (*fenceDevice, *region.Image) {
 		x.t.Fatal(err)
 	}
 	d := &fenceDevice{Fence: f}
+	if x.direct {
+		if err := f.Expose(noWindow{}); err != nil {
+			x.t.Fatal(err)
+		}
+		d.memory = x.power
+	}
 	im, err := region.Open(ctx, region.Config{Device: d, Space: v, Generation: generation, Location: loc})
 	if err != nil {
 		x.t.Fatal(err)
@@ -109,7 +144,7 @@ func (x *takeover) store(d *fenceDevice, im *region.Image, stamp uint64) region.
 
 func newTakeover(t *testing.T) *takeover {
 	t.Helper()
-	x := &takeover{t: t, path: filepath.Join(t.TempDir(), metaFile)}
+	x := &takeover{t: t, path: filepath.Join(t.TempDir(), metaFile), keep: true}
 	h := header{slots: 200, created: 1}
 	if err := createMeta(x.path, h, true); err != nil {
 		t.Fatal(err)
@@ -133,41 +168,60 @@ func newTakeover(t *testing.T) *takeover {
 // and uses the slots that it has replaced. When the power goes then, what was
 // acknowledged before is still there.
 func TestTakeoverOfUnflushedEpoch(t *testing.T) {
-	for name, restarted := range map[string]bool{"lease": false, "memory node": true} {
-		t.Run(name, func(t *testing.T) {
-			for i := range uint64(40) {
-				x, ctx := newTakeover(t), t.Context()
-				d, im := x.session()
-				for stamp := range uint64(2) {
-					if _, err := im.Commit(ctx, x.store(d, im, stamp)); err != nil {
-						t.Fatal(err)
-					}
+	for _, how := range []struct {
+		name                     string
+		restarted, leased, mount bool
+	}{
+		{name: "lease"},
+		{name: "memory node", restarted: true},
+		{name: "memory node, lease", restarted: true, leased: true},
+		{name: "mount", restarted: true, mount: true},
+	} {
+		for _, direct := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, direct: %v", how.name, direct), func(t *testing.T) {
+				for i := range uint64(40) {
+					takeOverUnflushed(t, i, direct, how.restarted, how.leased, how.mount)
 				}
-				d.unplugged = true
-				if _, err := im.Commit(ctx, x.store(d, im, 2)); err == nil {
-					t.Fatal("a commit without a flush succeeded")
-				}
-				if restarted {
-					x.start()
-					d, im = x.open(x.pool.Generation()) // as a mount of the pool does
-				} else {
-					d.End()
-					d, im = x.session()
-				}
-				if got := im.State().Epoch; got != 3 {
-					t.Fatalf("the next session finds epoch %d, want 3", got)
-				}
-				for stamp := range uint64(4) {
-					x.store(d, im, 100+stamp)
-				}
-				x.power = x.power.Restart(rand.New(rand.NewPCG(*seed, i)), -1)
-				x.start()
-				_, im = x.session()
-				if got := im.State().Epoch; got < 2 {
-					t.Fatalf("power cut %d: epoch %d is found, 2 was acknowledged; -seed=%d", i, got, *seed)
-				}
-			}
-		})
+			})
+		}
+	}
+}
+
+func takeOverUnflushed(t *testing.T, i uint64, direct, restarted, leased, mount bool) {
+	x, ctx := newTakeover(t), t.Context()
+	x.direct = direct
+	d, im := x.session()
+	for stamp := range uint64(2) {
+		if _, err := im.Commit(ctx, x.store(d, im, stamp)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.unplugged = true
+	if _, err := im.Commit(ctx, x.store(d, im, 2)); err == nil {
+		t.Fatal("a commit without a flush succeeded")
+	}
+	if !restarted {
+		d.End()
+	} else {
+		x.keep = !mount
+		x.start()
+	}
+	if !restarted || leased {
+		d, im = x.session()
+	} else {
+		d, im = x.open(x.pool.Generation()) // as a mount of the pool does
+	}
+	if got := im.State().Epoch; got != 3 {
+		t.Fatalf("the next session finds epoch %d, want 3", got)
+	}
+	for stamp := range uint64(4) {
+		x.store(d, im, 100+stamp)
+	}
+	x.power = x.power.Restart(rand.New(rand.NewPCG(*seed, i)), -1)
+	x.start()
+	_, im = x.session()
+	if got := im.State().Epoch; got < 2 {
+		t.Fatalf("power cut %d: epoch %d is found, 2 was acknowledged; -seed=%d", i, got, *seed)
 	}
 }
 

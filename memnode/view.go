@@ -105,7 +105,7 @@ type View struct{ directory }
 // View returns the pool as the holder of a lease of share sees it; namespace.Root
 // shows all of it. Each session needs a View of its own.
 func (p *Pool) View(share namespace.Ino) *View {
-	return &View{directory{pool: p, share: share, fence: &Fence{pool: p}}}
+	return &View{directory{pool: p, share: share, fence: &Fence{pool: p, share: share}}}
 }
 
 // Fence returns the session's way to the bytes of the share: the same one at every

@@ -44,6 +44,7 @@ var errFault = errors.New("sim: a fault")
 func (w *world) open(rng *rand.Rand, name string, h *host, s *share, cfg remote.Config) *tenure {
 	cfg.Address = fmt.Sprintf("node:%d", controlPort)
 	cfg.Share, cfg.Create, cfg.Holder, cfg.Dial = s.name, true, h.name, h.dial
+	h.rdma(&cfg, rng)
 	p, err := remote.Dial(ctx, cfg)
 	if err != nil {
 		w.note("%s: %s: open: %v", h.name, s.name, err)
@@ -55,6 +56,7 @@ func (w *world) open(rng *rand.Rand, name string, h *host, s *share, cfg remote.
 		handles: map[string]*volume.Handle{}, now: map[string]uint64{},
 	}
 	w.counts.tenures.Add(1)
+	w.counts.over[w.net.path].Add(1)
 	w.note("%s: %s: opened, generation %d", h.name, s.name, p.Generation())
 	w.granted(t)
 	s.mu.Lock()

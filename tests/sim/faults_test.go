@@ -56,10 +56,9 @@ func (w *world) fault(rng *rand.Rand, kind string) {
 		// A commit arrives, but not the flush behind it.
 		w.counts.torn.Add(1)
 		w.note("%s: crashes in the middle of a commit", h.name)
-		h.change(func() { h.clipped = true })
+		h.clip()
 		time.Sleep(time.Duration(rng.IntN(200)) * time.Millisecond)
-		h.change(func() { h.dead = true })
-		h.cut(true)
+		h.die()
 	case k <= 9:
 		w.hold(rng, h)
 	case k <= 14:
@@ -160,7 +159,7 @@ func (w *world) last(rng *rand.Rand, kind string) {
 		return
 	}
 	for _, s := range w.shares {
-		t := w.open(rng, "last", w.net.newHost("last"), s, remote.Config{Steal: true})
+		t := w.open(rng, "last", w.net.newCompute("last"), s, remote.Config{Steal: true})
 		if t == nil {
 			w.fail("%s: the last look does not open it", s.name)
 			continue

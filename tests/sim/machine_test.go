@@ -55,7 +55,11 @@ func (m *machine) start(lease time.Duration, cut int, kind string) error {
 		return err
 	}
 	control, data := m.net.listen(controlPort), m.net.listen(dataPort)
-	server := node.NewServer(node.Config{Pool: pool, Lease: lease})
+	devices, known, err := m.listenRDMA()
+	if err != nil {
+		return err
+	}
+	server := node.NewServer(node.Config{Pool: pool, Lease: lease, RDMA: devices, Persistence: known})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- server.Run(ctx, control, data) }()
@@ -76,6 +80,9 @@ func (m *machine) open(cut int, kind string) (*memnode.Pool, error) {
 func (m *machine) kill(power bool) {
 	m.net.down() // nothing that happens from now on is heard of
 	m.gate.dead.Store(true)
+	if m.net.nodeNIC != nil {
+		m.net.nodeNIC.Crash()
+	}
 	if !power {
 		m.disk.PowerOff()
 	}
@@ -122,15 +129,36 @@ func (g *gate) Flush() error {
 	if g.dead.Load() {
 		return errDead
 	}
-	if g.cut.Add(-1) == -1 {
-		g.failing.Do(func() {
-			g.machine.net.down()
-			g.PowerOff()
-			select {
-			case g.machine.failed <- struct{}{}:
-			default:
-			}
-		})
-	}
+	g.count()
 	return g.Crashable.Flush()
+}
+
+func (g *gate) Store(p []byte, off int64) error {
+	if g.dead.Load() {
+		return errDead
+	}
+	return g.Crashable.Store(p, off)
+}
+
+func (g *gate) Persist(off, n int64) error {
+	if g.dead.Load() {
+		return errDead
+	}
+	g.count()
+	return g.Crashable.Persist(off, n)
+}
+
+// count counts a flush; perhaps the power goes during it.
+func (g *gate) count() {
+	if g.cut.Add(-1) != -1 {
+		return
+	}
+	g.failing.Do(func() {
+		g.machine.net.down()
+		g.PowerOff()
+		select {
+		case g.machine.failed <- struct{}{}:
+		default:
+		}
+	})
 }

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/rpmemfs/rpmemfs/rdmacache/verbs/model"
 )
 
 // The ports of the memory node.
@@ -24,16 +26,25 @@ type network struct {
 	rng       *rand.Rand
 	listeners map[int]*listener
 	conns     map[*conn]struct{} // the hosts' ends
+	plugged   map[string]*host   // those with a device, by name
+	nodeNIC   *model.Host        // of the life of the memory node that runs
+
+	// Immutable once there are hosts:
+	path   path
+	fabric *model.Fabric // nil: no devices
 }
 
 func newNetwork(rng *rand.Rand) *network {
-	return &network{rng: rng, listeners: make(map[int]*listener), conns: make(map[*conn]struct{})}
+	return &network{
+		rng: rng, listeners: make(map[int]*listener), conns: make(map[*conn]struct{}), plugged: make(map[string]*host),
+	}
 }
 
 // A host is one life of a compute node on the network.
 type host struct {
 	net  *network
 	name string
+	nic  *model.Host // nil: it has none
 
 	dead    bool
 	held    [2]bool       // nothing passes, by direction
@@ -56,6 +67,19 @@ func (n *network) newHost(name string) *host {
 	return &host{net: n, name: name, changed: make(chan struct{})}
 }
 
+// newCompute adds a host that has a device where the schedule has them.
+func (n *network) newCompute(name string) *host {
+	h := n.newHost(name)
+	if n.fabric == nil {
+		return h
+	}
+	h.nic = n.fabric.Host(name, model.HostOptions{Flush: n.path == overFlush})
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.plugged[name] = h
+	return h
+}
+
 // change changes what passes.
 func (h *host) change(fn func()) {
 	h.net.mu.Lock()
@@ -68,12 +92,36 @@ func (h *host) change(fn func()) {
 // hold makes nothing pass, in both directions or one, until it is called again.
 func (h *host) hold(to, from bool) {
 	h.change(func() { h.held = [2]bool{to, from} })
+	if h.nic != nil {
+		h.nic.Hold(to, from)
+	}
+}
+
+// clip makes that flushes which come behind something else do not arrive any more.
+func (h *host) clip() {
+	h.change(func() { h.clipped = true })
+	if h.nic != nil {
+		h.nic.Clip(flushes)
+	}
+}
+
+// die ends the host for good; all that it sent and that did not arrive is lost, or, of
+// what its device had posted, may be.
+func (h *host) die() {
+	h.change(func() { h.dead = true })
+	h.cut(true)
+	if h.nic != nil {
+		h.nic.Crash()
+	}
 }
 
 // crash ends the host for good. What it sent may still arrive.
 func (h *host) crash() {
 	h.change(func() { h.dead = true })
 	h.cut(h.net.coin())
+	if h.nic != nil {
+		h.nic.Crash()
+	}
 }
 
 // cut breaks the connections of the host. What it sent arrives nevertheless, unless
@@ -87,6 +135,15 @@ func (h *host) cut(whole bool) {
 			c.out.end()
 		}
 	}
+	if h.nic != nil && !h.isDead() {
+		h.nic.Break(whole)
+	}
+}
+
+func (h *host) isDead() bool {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	return h.dead
 }
 
 func (n *network) connsOf(h *host) (conns []*conn) {
@@ -106,6 +163,9 @@ func (n *network) down() {
 	n.mu.Lock()
 	listeners := n.listeners
 	n.listeners = make(map[int]*listener)
+	if n.nodeNIC != nil {
+		n.nodeNIC.PowerOff()
+	}
 	n.mu.Unlock()
 	for _, l := range listeners {
 		_ = l.Close()

@@ -1,13 +1,18 @@
 // Package sim plays schedules of faults on compute nodes and a memory node: the real
-// packages node, memnode, remote, rdmacache/tcp and volume over a network, a clock and
-// a medium that are not.
+// packages node, memnode, remote, rdmacache/tcp, rdmacache/verbs and volume over a network,
+// RDMA devices, a clock and a medium that are not.
 //
 // Each schedule has a bubble of testing/synctest for itself, so that leases last no
 // time: a network in memory, which delays, splits, stalls and breaks connections; the
 // memory node, on a media.Crashable that loses power at any time or during a flush,
 // and a meta.db on tmpfs; and compute nodes that open sessions, steal them from each
 // other, look at all files, commit epochs, and die without a word or unmount. Every
-// page of a file carries its epoch's stamp. What is checked:
+// page of a file carries its epoch's stamp.
+//
+// In half of the schedules the data path is RDMA: devices of package verbs/model, hostile,
+// whose writes come late, in pieces and after the end of their session if nobody prevents
+// it, and are visible and not persistent until something makes them so: FLUSH, a READ, or
+// the memory node's processor. What is checked:
 //
 //   - atomic: what a session finds in a file is one epoch, whole;
 //   - durable: it is the last that was acknowledged, or one tried after that; what
@@ -46,6 +51,7 @@ import (
 var (
 	seed      = flag.Uint64("seed", 1, "seed of the first schedule")
 	schedules = flag.Int("schedules", 250, "schedules that TestSchedules plays")
+	onlyPath  = flag.String("path", "", "data path of all schedules: tcp, or flush, read or cpu over RDMA; empty: by the seed")
 	story     = flag.Bool("story", false, "print what happens in each schedule")
 )
 
@@ -68,7 +74,7 @@ func TestSchedules(t *testing.T) {
 		}
 	})
 	t.Logf("%v: %s", time.Since(began).Round(time.Second/10), counts)
-	if missed := counts.missed(); missed != "" && *schedules >= 200 && !t.Failed() {
+	if missed := counts.missed(); missed != "" && *schedules >= 200 && *onlyPath == "" && !t.Failed() {
 		t.Errorf("the schedules never reached: %s", missed)
 	}
 }

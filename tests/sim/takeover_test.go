@@ -16,6 +16,12 @@ import (
 // session goes on, and what it commits is found by the third. Schedules get here
 // seldom.
 func TestPowerCutUnderASession(t *testing.T) {
+	for p := range paths {
+		t.Run(p.String(), func(t *testing.T) { powerCutsUnderASession(t, p) })
+	}
+}
+
+func powerCutsUnderASession(t *testing.T, p path) {
 	lost := 0
 	for i := range uint64(20) {
 		dir, err := os.MkdirTemp(memoryDir(), "rpmemfs-sim")
@@ -26,6 +32,7 @@ func TestPowerCutUnderASession(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(*seed+i, &counts{})
 			w.lease = 2 * time.Second
+			w.equip(*seed+i, p)
 			if w.powerCutUnderASession(t, dir, rand.New(rand.NewPCG(*seed+i, 5))) {
 				lost++
 			}
@@ -54,7 +61,7 @@ func (w *world) powerCutUnderASession(t *testing.T, dir string, rng *rand.Rand) 
 		t.Fatal(err)
 	}
 	open := func(name string) *tenure {
-		t := w.open(rng, name, w.net.newHost(name), s, remote.Config{Steal: true})
+		t := w.open(rng, name, w.net.newCompute(name), s, remote.Config{Steal: true})
 		if t == nil {
 			w.fail("%s does not open the share", name)
 		} else if t.recover() != nil {
@@ -83,15 +90,14 @@ func (w *world) powerCutUnderASession(t *testing.T, dir string, rng *rand.Rand) 
 	if first.create() != nil || commit(first, "f1") != nil {
 		w.fail("the first session does not work")
 	}
-	first.host.change(func() { first.host.clipped = true })
+	first.host.clip()
 	died := make(chan struct{})
 	go func() {
 		defer close(died)
 		_ = commit(first, "f1") // fails, when the lease is over
 	}()
 	time.Sleep(time.Second)
-	first.host.change(func() { first.host.dead = true })
-	first.host.cut(true)
+	first.host.die()
 
 	second := open("second")
 	<-died

@@ -42,6 +42,8 @@ type counts struct {
 	kills, cuts                         atomic.Int64 // of the memory node, of its power
 	crashes, torn                       atomic.Int64 // of compute nodes; those in a commit whose flush did not arrive
 	partitions, resets, stalls, replays atomic.Int64
+	over                                [paths]atomic.Int64 // sessions, by path
+	pieces, late, unreached             atomic.Int64        // RDMA writes in pieces, after the end of their queue pair, and refused
 }
 
 func (c *counts) each(fn func(what string, n int64)) {
@@ -61,6 +63,12 @@ func (c *counts) each(fn func(what string, n int64)) {
 	fn("broken connections", c.resets.Load())
 	fn("stalls", c.stalls.Load())
 	fn("replays", c.replays.Load())
+	for p := range c.over {
+		fn("sessions over "+path(p).String(), c.over[p].Load())
+	}
+	fn("RDMA writes in pieces", c.pieces.Load())
+	fn("late RDMA writes", c.late.Load())
+	fn("RDMA accesses refused", c.unreached.Load())
 }
 
 func (c *counts) String() string {
@@ -136,11 +144,31 @@ func newWorld(seed uint64, counts *counts) *world {
 	}
 }
 
+// equip gives the hosts to come devices, if the path needs them.
+func (w *world) equip(seed uint64, p path) {
+	w.note("the data path: %v", p)
+	w.net.path = p
+	if p != overTCP {
+		w.net.fabric = newFabric(rand.New(rand.NewPCG(seed, 6)), w.net, w.lease)
+	}
+}
+
+// tally adds what the devices did to the counts.
+func (w *world) tally() {
+	if f := w.net.fabric; f != nil {
+		s := f.Stats()
+		w.counts.pieces.Add(int64(s.Torn))
+		w.counts.late.Add(int64(s.Late))
+		w.counts.unreached.Add(int64(s.Refused))
+	}
+}
+
 // run plays the schedule of a seed in dir. It returns what failed and what happened.
 func run(dir string, seed uint64, counts *counts) (failures, trace []string) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	w := newWorld(seed, counts)
 	w.lease = time.Duration(1000+rng.IntN(1500)) * time.Millisecond
+	w.equip(seed, pathOf(seed))
 	for i := range 1 + rng.IntN(2) {
 		w.shares = append(w.shares, newShare(fmt.Sprintf("s%d", i)))
 	}
@@ -165,6 +193,7 @@ func run(dir string, seed uint64, counts *counts) (failures, trace []string) {
 	nodes.Wait()
 	w.last(rng, kind)
 	w.background.Wait()
+	w.tally()
 	if w.machine.stop == nil {
 		return w.failures, w.trace
 	}
@@ -196,7 +225,7 @@ func (w *world) ended() bool {
 // as if the machine was started again.
 func (w *world) compute(rng *rand.Rand, name string) {
 	for life := 0; !w.ended(); life++ {
-		h := w.net.newHost(fmt.Sprintf("%s.%d", name, life))
+		h := w.net.newCompute(fmt.Sprintf("%s.%d", name, life))
 		w.add(h)
 		s := w.shares[rng.IntN(len(w.shares))]
 		t := w.open(rng, name, h, s, remote.Config{

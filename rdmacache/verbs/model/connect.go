@@ -14,18 +14,12 @@ import (
 // backlog is how many requests a listener keeps.
 const backlog = 64
 
-// addr is a host's name and a port.
-type addr string
-
-func (a addr) Network() string { return "rdma" }
-func (a addr) String() string  { return string(a) }
-
 type route struct {
 	host       *Host
 	peer, port string
 }
 
-// Resolve finds a host by its name.
+// Resolve finds a host by its name, or the address that its listeners have.
 func (h *Host) Resolve(ctx context.Context, address string) (verbs.Route, error) {
 	peer, port, err := net.SplitHostPort(address)
 	if err != nil {
@@ -189,9 +183,7 @@ func (h *Host) Listen(address string) (verbs.Listener, error) {
 	return l, nil
 }
 
-func (l *listener) Addr() net.Addr {
-	return addr(net.JoinHostPort(l.host.name, strconv.Itoa(l.port)))
-}
+func (l *listener) Addr() net.Addr { return &net.TCPAddr{IP: l.host.ip, Port: l.port} }
 
 func (l *listener) Accept() (verbs.Request, error) {
 	select {

@@ -55,6 +55,20 @@ func (q *queue) wait(fl *flight, why error) {
 	q.comeAgain(left)
 }
 
+// linger keeps what is on its way where nothing passes now, for a while; then all is lost.
+func (q *queue) linger(fl *flight) {
+	f, now := q.host.fabric, time.Now()
+	if fl.stuck.IsZero() {
+		fl.stuck = now
+	}
+	left := f.cfg.Late - now.Sub(fl.stuck)
+	if left <= 0 || q.peer.destroyed || q.peer.err != nil || q.host.off.Load() || q.peer.host.off.Load() {
+		q.out = nil
+		return
+	}
+	q.comeAgain(left)
+}
+
 // arrive lets the oldest work that is out take effect at the peer. It returns false if
 // none can.
 func (q *queue) arrive() bool {
@@ -65,15 +79,15 @@ func (q *queue) arrive() bool {
 	if !q.due(fl) {
 		return false
 	}
-	if !q.host.passes(p.host) && !fl.orphan {
-		q.wait(fl, errTimeout)
-		return false
-	}
 	if p.destroyed || p.err != nil || !q.host.passes(p.host) {
 		if fl.orphan {
-			q.out = nil // lost
-			return false
+			q.linger(fl)
+		} else {
+			q.wait(fl, errTimeout)
 		}
+		return false
+	}
+	if q.host.clip != nil && !fl.orphan && q.host.clip(fl.work) {
 		q.wait(fl, errTimeout)
 		return false
 	}

@@ -3,6 +3,7 @@ package model
 import (
 	"errors"
 	"fmt"
+	"net"
 	"sync/atomic"
 
 	"github.com/rpmemfs/rpmemfs/rdmacache/verbs"
@@ -13,8 +14,9 @@ var errDead = errors.New("model: the host is dead")
 
 // A Host is one life of a machine, or of the process that uses its device.
 type Host struct {
-	fabric *Fabric // immutable, as the next two
+	fabric *Fabric // immutable, as all up to off
 	name   string
+	ip     net.IP
 	opts   HostOptions
 
 	// off is stored once, and publishes only itself: nothing passes any more.
@@ -23,6 +25,7 @@ type Host struct {
 	// Guarded by Fabric.mu:
 	dead      bool
 	held      [2]bool // nothing passes to others, from others
+	clip      func(verbs.Work) bool
 	listeners map[int]*listener
 	mrs       map[uint32]*mr // by key
 	queues    map[*queue]struct{}
@@ -42,7 +45,13 @@ func (f *Fabric) Host(name string, opts HostOptions) *Host {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.hosts[name] = h
+	number, ok := f.numbers[name]
+	if !ok {
+		number = uint16(len(f.numbers) + 1)
+		f.numbers[name] = number
+	}
+	h.ip = net.IPv4(10, 77, byte(number>>8), byte(number))
+	f.hosts[name], f.hosts[h.ip.String()] = h, h
 	return h
 }
 
@@ -62,6 +71,14 @@ func (h *Host) Hold(out, in bool) {
 		x.advance()
 	}
 	h.advance()
+}
+
+// Clip makes that work of the host's queues for which drop is true does not arrive any
+// more, nor what comes after it in its queue. drop is called with Fabric's mutex held.
+func (h *Host) Clip(drop func(verbs.Work) bool) {
+	h.fabric.mu.Lock()
+	defer h.fabric.mu.Unlock()
+	h.clip = drop
 }
 
 // advance lets go on what waited.
@@ -107,6 +124,7 @@ func (h *Host) Crash() {
 	}
 	if f.hosts[h.name] == h {
 		delete(f.hosts, h.name)
+		delete(f.hosts, h.ip.String())
 	}
 }
 

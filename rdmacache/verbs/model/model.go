@@ -53,8 +53,9 @@ type Config struct {
 type Fabric struct {
 	cfg Config // immutable
 
-	mu       sync.Mutex // guards the fields below, and all of hosts, MRs and queues
-	hosts    map[string]*Host
+	mu       sync.Mutex        // guards the fields below, and all of hosts, MRs and queues
+	hosts    map[string]*Host  // by name and by address
+	numbers  map[string]uint16 // of all lives of a host, by name
 	lastKey  uint32
 	lastPort int
 	oldKeys  []uint32
@@ -75,7 +76,7 @@ func New(cfg Config) *Fabric {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = time.Second
 	}
-	return &Fabric{cfg: cfg, hosts: map[string]*Host{}}
+	return &Fabric{cfg: cfg, hosts: map[string]*Host{}, numbers: map[string]uint16{}}
 }
 
 // Stats counts since New.

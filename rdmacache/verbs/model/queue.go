@@ -296,6 +296,7 @@ func (q *queue) abandon() {
 	}
 	kept := q.out[:0]
 	stop := f.cfg.Rand.IntN(len(q.out) + 1)
+	late := int64(f.cfg.Late) >> f.cfg.Rand.IntN(12) // at any scale
 	at := time.Now()
 	for i, fl := range q.out {
 		if fl.orphan {
@@ -315,9 +316,7 @@ func (q *queue) abandon() {
 				break
 			}
 		}
-		if f.cfg.Late > 0 {
-			at = at.Add(time.Duration(f.cfg.Rand.Int64N(int64(f.cfg.Late)/int64(stop) + 1)))
-		}
+		at = at.Add(time.Duration(f.cfg.Rand.Int64N(late/int64(stop) + 1)))
 		if fl.at.Before(at) {
 			fl.at = at
 		}

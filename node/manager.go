@@ -89,7 +89,8 @@ func newManager(st store, log *slog.Logger) *manager {
 }
 
 // restore takes up the leases that are recorded. Each lasts its whole time again:
-// the holders could not keep them alive while the node was away.
+// the holders could not keep them alive while the node was away. Others are served also
+// where one share is damaged.
 func (m *manager) restore(ctx context.Context) error {
 	leases, err := m.store.Leases(ctx)
 	if err != nil {
@@ -104,7 +105,13 @@ func (m *manager) restore(ctx context.Context) error {
 		s := newSession(l)
 		s.req = openRequest{share: l.Share, name: names[l.Share], holder: l.Holder}
 		close(s.opened)
-		if s.view, s.fence, err = m.store.open(ctx, l.Share); err != nil {
+		s.view, s.fence, err = m.store.open(ctx, l.Share)
+		if errors.Is(err, region.ErrCorrupt) {
+			// The record stays: nobody gets the share before it is repaired.
+			m.log.Error("a share is damaged, and nobody can use it", "share", s.req.name, "holder", l.Holder, "error", err)
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("restore the lease of %s: %w", l.Holder, err)
 		}
 		m.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -623,4 +624,24 @@ func TestOrder(t *testing.T) {
 			t.Errorf("got %q, want %q", grants, want)
 		}
 	})
+}
+
+// A lease whose share is damaged keeps nobody from theirs.
+func TestRestoreBesideDamage(t *testing.T) {
+	st := newFakeStore(t)
+	for _, share := range []namespace.Ino{2, 3} {
+		st.leases[share] = memnode.Lease{Share: share, Session: [16]byte{byte(share)}, TokenHash: [32]byte{byte(share)}, Holder: "h", Timeout: MinLease}
+	}
+	st.failOpen = &memnode.CorruptError{File: "meta.db"}
+	m := newManager(st, slog.New(slog.DiscardHandler))
+	defer m.stop()
+	if err := m.restore(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := m.stats().Sessions; n != 1 {
+		t.Errorf("%d sessions go on, want the one that can", n)
+	}
+	if len(st.leases) != 2 {
+		t.Errorf("%d leases are recorded, want both", len(st.leases))
+	}
 }

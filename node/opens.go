@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,6 +53,9 @@ func (s *Server) Open(ctx context.Context, req *nodepb.OpenRequest) (*nodepb.Ope
 	if err != nil {
 		return nil, err
 	}
+	if err := s.stillNamed(ctx, name, opened); err != nil {
+		return nil, err
+	}
 	medium := s.cfg.Pool.Medium()
 	return &nodepb.OpenResponse{
 		Session:    opened.lease.Session[:],
@@ -67,6 +71,19 @@ func (s *Server) Open(ctx context.Context, req *nodepb.OpenRequest) (*nodepb.Ope
 		Version:    s.cfg.Version,
 		ReadOnly:   opened.req.readOnly,
 	}, nil
+}
+
+// stillNamed ends a session whose share has lost, while the caller waited, the name by
+// which the caller may open it. From now on the lease keeps it as it is.
+func (s *Server) stillNamed(ctx context.Context, name string, opened *session) error {
+	share, err := s.findShare(ctx, name, false)
+	if err == nil && share == opened.lease.Share {
+		return nil
+	}
+	if cerr := s.sessions.close(context.WithoutCancel(ctx), opened.lease.Session, opened.token); cerr != nil {
+		s.log.Warn("end a session that nobody wants", "share", name, "error", cerr)
+	}
+	return cmp.Or(err, fmt.Errorf("%w: share %q is another one by now", namespace.ErrNotExist, name))
 }
 
 // defaultShare is the share that a caller means.

@@ -384,3 +384,33 @@ func TestStopWithWaiters(t *testing.T) {
 		t.Errorf("recorded: %v, %v", leases, err)
 	}
 }
+
+// Who waits for a share gets the one that has the name, or none: the name is what its
+// certificate allows.
+func TestRenamedWhileWaiting(t *testing.T) {
+	n := newNode(t, Config{})
+	first := n.open(&nodepb.OpenRequest{Share: "a", Create: true})
+	if _, err := first.node.Close(first.ctx, &nodepb.CloseRequest{Session: first.GetSession(), Token: first.GetToken()}); err != nil {
+		t.Fatal(err)
+	}
+	whole := n.open(&nodepb.OpenRequest{})
+	got := make(chan error, 1)
+	waiter := n.client(nil)
+	go func() {
+		_, err := n.tryOpen(waiter, &nodepb.OpenRequest{Share: "a", Wait: uint64(30 * time.Second)})
+		got <- err
+	}()
+	for deadline := time.Now().Add(30 * time.Second); n.server.Stats().Waiting == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody waits")
+		}
+	}
+	if _, err := whole.node.Rename(whole.ctx, &nodepb.RenameRequest{OldParent: 1, OldName: []byte("a"), NewParent: 1, NewName: []byte("b")}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := whole.node.Close(whole.ctx, &nodepb.CloseRequest{Session: whole.GetSession(), Token: whole.GetToken()}); err != nil {
+		t.Fatal(err)
+	}
+	wantReason(t, "a share that was renamed", <-got, controlpb.Reason_REASON_NOT_EXIST)
+	n.open(&nodepb.OpenRequest{Share: "b"}) // nobody has it
+}

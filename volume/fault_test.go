@@ -215,3 +215,39 @@ func (f *fixture) randomUse(rng *rand.Rand, ino namespace.Ino) error {
 	}
 	return h.Flush(ctx, true)
 }
+
+// A brokenReap is a pool that frees no inode until it is mended.
+type brokenReap struct {
+	volume.Pool
+	tries, broken atomic.Int32
+}
+
+func (p *brokenReap) Reap(ctx context.Context, ino namespace.Ino) (namespace.Ino, error) {
+	p.tries.Add(1)
+	if p.broken.Load() > 0 {
+		return 0, region.ErrNoSpace // of the directory
+	}
+	return p.Pool.Reap(ctx, ino)
+}
+
+// A removed file that could not be freed is freed later, without another mount.
+func TestReapIsTriedAgain(t *testing.T) {
+	f := newFixture(t, 64<<20, volume.Config{})
+	f.must(f.unmount())
+	broken := &brokenReap{}
+	broken.broken.Store(1)
+	f.wrapPool = func(p volume.Pool) volume.Pool {
+		broken.Pool = p
+		return broken
+	}
+	f.open()
+	ino := f.saved("file", "text")
+	f.must(f.Unlink(ctx, namespace.Root, "file"))
+	f.Forget(ino, 100)
+	f.until("the first try", func() bool { return broken.tries.Load() > 0 })
+	broken.broken.Store(0)
+	f.until("the file is freed", func() bool {
+		u, err := f.pool.Usage(ctx)
+		return err == nil && u.Inodes == 1
+	})
+}

@@ -6,6 +6,7 @@ import (
 	"syscall"
 
 	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/region"
 )
 
@@ -193,19 +194,25 @@ func (v *Volume) reapNext(ctx context.Context) bool {
 	err := v.reap(ctx, f.ino)
 	pinned := errors.Is(err, region.ErrPinned)
 	if err != nil && !pinned {
-		// Opening the pool the next time frees it.
 		v.log.Error("free a removed file", "ino", f.ino, "err", err)
 	}
 	v.mu.Lock()
 	v.forget(f)
-	if pinned {
+	if pinned || err != nil && !hopeless(err) {
 		v.pinned[f.ino] = struct{}{}
 	}
 	v.mu.Unlock()
 	return true
 }
 
-// retryPinned has removed files freed that another machine was reading.
+// hopeless says that freeing a file will not succeed later either. Opening the pool the
+// next time frees it, or check tells.
+func hopeless(err error) bool {
+	return errors.Is(err, region.ErrCorrupt) || errors.Is(err, rdmacache.ErrFenced) || errors.Is(err, namespace.ErrNotExist)
+}
+
+// retryPinned has removed files freed that another machine was reading, or that could not
+// be freed just then.
 func (v *Volume) retryPinned() {
 	v.mu.Lock()
 	defer v.mu.Unlock()

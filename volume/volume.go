@@ -143,7 +143,7 @@ type Volume struct {
 	idle     *list.List // of *file without refs, least recently used first
 	known    map[namespace.Ino]uint64
 	orphans  map[namespace.Ino]struct{} // inodes without names that wait for Forget
-	pinned   map[namespace.Ino]struct{} // and those that another machine reads
+	pinned   map[namespace.Ino]struct{} // and those to try again: another machine reads them, say
 	counters Counters                   // its pages: of files that left the table
 	closed   bool
 }

@@ -33,6 +33,8 @@ type fixture struct {
 	pool *memnode.Pool
 	stop func()
 	wrap func(rdmacache.Conn) rdmacache.Conn // nil: none
+
+	wrapPool func(volume.Pool) volume.Pool // nil: none
 }
 
 func newFixture(t *testing.T, sizeBytes int64, cfg volume.Config) *fixture {
@@ -62,6 +64,9 @@ func (f *fixture) open() {
 	cfg.Pool, cfg.Conn = pool, inproc.Dial(pool)
 	if f.wrap != nil {
 		cfg.Conn = f.wrap(cfg.Conn)
+	}
+	if f.wrapPool != nil {
+		cfg.Pool = f.wrapPool(pool)
 	}
 	f.pool, f.Volume = pool, volume.New(cfg)
 	ctx, cancel := context.WithCancel(ctx)

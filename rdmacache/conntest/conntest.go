@@ -29,36 +29,41 @@ type Without struct{ Test, Why string }
 // Run runs the suite. open returns a new connection to the store.
 func Run(t *testing.T, seed uint64, open func(t *testing.T, s *Store) rdmacache.Conn, without ...Without) {
 	for _, m := range []rdmacache.Medium{{Kind: "file"}, {Kind: "dax"}, {Kind: "tmpfs", Volatile: true}} {
-		run := func(name string, f func(t *testing.T, c rdmacache.Conn, s *Store)) {
-			t.Run(m.Kind+"/"+name, func(t *testing.T) {
-				for _, w := range without {
-					if w.Test == name {
-						t.Skip(w.Why)
-					}
-				}
-				s := NewStore(storeSize, m)
-				f(t, open(t, s), s)
-			})
-		}
-		run("Medium", func(t *testing.T, c rdmacache.Conn, _ *Store) {
-			if got := c.Medium(); got != m {
-				t.Errorf("Medium() = %v, want %v", got, m)
-			}
-		})
-		run("Model", func(t *testing.T, c rdmacache.Conn, s *Store) { model(t, c, s, seed) })
-		run("Reuse", reuse)
-		run("Concurrent", func(t *testing.T, c rdmacache.Conn, s *Store) { concurrent(t, c, s, seed) })
-		run("FlushCovers", flushCovers)
-		run("Nothing", nothing)
-		run("Range", outside)
-		run("Context", cancelled)
-		run("Closed", closed)
-		run("ReadFails", readFails)
-		run("NoSpace", noSpace)
-		run("WriteFails", writeFails)
-		run("FlushFails", flushFails)
-		run("Fenced", fenced)
+		RunOn(t, m, seed, open, without...)
 	}
+}
+
+// RunOn runs the suite on one medium.
+func RunOn(t *testing.T, m rdmacache.Medium, seed uint64, open func(t *testing.T, s *Store) rdmacache.Conn, without ...Without) {
+	run := func(name string, f func(t *testing.T, c rdmacache.Conn, s *Store)) {
+		t.Run(m.Kind+"/"+name, func(t *testing.T) {
+			for _, w := range without {
+				if w.Test == name {
+					t.Skip(w.Why)
+				}
+			}
+			s := NewStore(storeSize, m)
+			f(t, open(t, s), s)
+		})
+	}
+	run("Medium", func(t *testing.T, c rdmacache.Conn, _ *Store) {
+		if got := c.Medium(); got != m {
+			t.Errorf("Medium() = %v, want %v", got, m)
+		}
+	})
+	run("Model", func(t *testing.T, c rdmacache.Conn, s *Store) { model(t, c, s, seed) })
+	run("Reuse", reuse)
+	run("Concurrent", func(t *testing.T, c rdmacache.Conn, s *Store) { concurrent(t, c, s, seed) })
+	run("FlushCovers", flushCovers)
+	run("Nothing", nothing)
+	run("Range", outside)
+	run("Context", cancelled)
+	run("Closed", closed)
+	run("ReadFails", readFails)
+	run("NoSpace", noSpace)
+	run("WriteFails", writeFails)
+	run("FlushFails", flushFails)
+	run("Fenced", fenced)
 }
 
 // model does random operations of all sizes and compares with an array.
@@ -67,7 +72,11 @@ func model(t *testing.T, c rdmacache.Conn, s *Store, seed uint64) {
 	ctx := t.Context()
 	want := make([]byte, storeSize)
 	sizes := []int{1, 7, 64, 4095, 4096, 4097, 3 * 4096, 64<<10 - 1, 256 << 10, 1 << 20, 1<<20 + 1, 3<<20 + 5}
-	for i := range 400 {
+	rounds := 400
+	if testing.Short() {
+		rounds = 100
+	}
+	for i := range rounds {
 		n := sizes[rng.IntN(len(sizes))]
 		if n > 64<<10 && rng.IntN(4) > 0 {
 			n = 4096
@@ -122,12 +131,16 @@ func reuse(t *testing.T, c rdmacache.Conn, s *Store) {
 // concurrent lets goroutines write, read and flush places of their own.
 func concurrent(t *testing.T, c rdmacache.Conn, s *Store, seed uint64) {
 	const workers = 8
+	rounds := 100
+	if testing.Short() {
+		rounds = 25
+	}
 	var wg sync.WaitGroup
 	for w := range workers {
 		wg.Go(func() {
 			rng := rand.New(rand.NewPCG(seed, uint64(100+w)))
 			base := int64(w * storeSize / workers)
-			for i := range 100 {
+			for i := range rounds {
 				off := base + int64(rng.IntN(storeSize/workers-16*pageSize))
 				p := random(rng, 1+rng.IntN(16*pageSize))
 				got := make([]byte, len(p))

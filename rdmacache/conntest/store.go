@@ -69,6 +69,18 @@ func NewStore(size int64, m rdmacache.Medium) *Store {
 	return s
 }
 
+// Move makes mem the memory of a Store of that size that nobody uses yet, and clears it. It
+// stays mapped as long as the Store is used.
+func (s *Store) Move(mem []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(mem) != len(s.visible) {
+		panic(fmt.Sprintf("conntest: %d bytes for a store of %d", len(mem), len(s.visible)))
+	}
+	clear(mem)
+	s.visible = mem
+}
+
 // Medium is what NewStore was told.
 func (s *Store) Medium() rdmacache.Medium { return s.medium }
 

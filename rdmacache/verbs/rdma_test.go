@@ -20,17 +20,24 @@ var (
 	labDevice  = flag.String("lab.device", "", "device-dax node that may be overwritten")
 )
 
-// TestMain runs the tests of the device only where there is one, if nothing else is asked
-// for: the machines of tests/lab are slow, and the others pass on any.
+// TestMain runs the tests of the device only where there is one, and shorter, if nothing
+// else is asked for: the machines of tests/lab are slow, and the others pass on any.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if run := flag.Lookup("test.run"); *labAddress != "" && run.Value.String() == "" {
-		if err := run.Value.Set("RDMA"); err != nil {
+		if err := errors.Join(run.Value.Set("RDMA"), flag.Set("test.short", "true")); err != nil {
 			panic(err)
 		}
 	}
 	m.Run()
 }
+
+// For the tests outside the package.
+var (
+	OpenLab   = openLab
+	ListenLab = listenLab
+	MapLab    = mapLab
+)
 
 // within is the end of every wait.
 const within = 30 * time.Second

@@ -159,7 +159,8 @@ func TestNoSpaceBelowASealedEpoch(t *testing.T) {
 		first := make(chan error)
 		go func() { first <- wait(ctx) }()
 		second := seal(1, 2)
-		time.Sleep(2 * time.Millisecond) // the flush is over
+		time.Sleep(2 * time.Millisecond)
+		synctest.Wait() // the flush is over
 		s.flush = nil
 		if _, err := c.Post(ctx, second); !errors.Is(err, region.ErrNoSpace) {
 			t.Errorf("post epoch %d: %v, want ErrNoSpace", second, err)

@@ -162,11 +162,12 @@ func (f *Fence) Medium() rdmacache.Medium { return f.pool.Medium() }
 // only.
 func (f *Fence) End() {
 	f.ended.Store(true)
-	if f.reader {
-		f.pool.forgetReader(f)
-	}
 	f.tell(rdmacache.Window.End)
 	f.drain()
+	if f.reader {
+		// Only now: who frees slots before has to wait for what is under way here.
+		f.pool.forgetReader(f)
+	}
 	f.flushing.Lock()
 	//lint:ignore SA2001 to wait for the readers is all
 	f.flushing.Unlock()

@@ -162,3 +162,46 @@ func TestBytes(t *testing.T) {
 		t.Error("a pool in a file shows bytes")
 	}
 }
+
+// A slowWatcher is a window whose end takes until leave is closed.
+type slowWatcher struct {
+	*watcher
+	entered, leave chan struct{}
+}
+
+func (s *slowWatcher) End() {
+	close(s.entered)
+	<-s.leave
+	s.watcher.End()
+}
+
+// Slots do not become free while a reader that is ending still reaches them.
+func TestFreeWaitsForEndingReader(t *testing.T) {
+	p, ctx := newPool(t), t.Context()
+	v, _, id, r := fenced(t, p, "s")
+	share, err := p.Share(ctx, "s")
+	wantErr(t, "Share", err, nil)
+	view := p.Reader(share.Ino)
+	reader, err := view.Fence(ctx)
+	wantErr(t, "Fence", err, nil)
+	wantErr(t, "Admit", view.Admit(ctx, id), nil)
+	w := &slowWatcher{&watcher{fence: reader}, make(chan struct{}), make(chan struct{})}
+	wantErr(t, "Expose", reader.Expose(w), nil)
+	wantErr(t, "give", w.give(r.Start.Offset()), nil)
+	ended := make(chan struct{})
+	go func() { defer close(ended); reader.End() }()
+	<-w.entered
+	if _, err := v.Unlink(ctx, namespace.Root, "f"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Reap(ctx, namespace.Ino(id)); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	if len(w.open) > 0 {
+		t.Errorf("slots were freed while a reader reached %v", w.open)
+	}
+	w.mu.Unlock()
+	close(w.leave)
+	<-ended
+}

@@ -152,6 +152,12 @@ func (m *message) fail(err error, other code) {
 	m.kind, m.code, m.text = kindError, c, textOf(err)
 }
 
+// reaches says that the session has p still: its windows hear of a loss a little later.
+func (k *serverLink) reaches(p place) bool {
+	_, end, err := k.name.session.Extent(p.off)
+	return err == nil && p.end() <= end
+}
+
 // persist makes ranges persistent. They are what the client reaches: else it was told of
 // memory that it has lost since.
 func (k *serverLink) persist(ranges []place) error {
@@ -164,7 +170,7 @@ func (k *serverLink) persist(ranges []place) error {
 		case err == nil:
 		case errors.Is(err, rdmacache.ErrFenced):
 			return err
-		case !k.window.holds(p):
+		case !k.window.holds(p) || !k.reaches(p):
 			return &refusal{codeStale, err.Error()}
 		default:
 			return fmt.Errorf("persist %d bytes at %d: %w", p.n, p.off, err)

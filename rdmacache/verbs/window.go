@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -109,8 +110,26 @@ func (m *mapping) extent() extent {
 }
 
 // remove deregisters the mappings that which says. Where that fails the queue pair goes:
-// without it nobody reaches them. mu is held.
+// without it nobody reaches them. Where that fails too it is tried until one of both is
+// done: what the peer reaches is not somebody else's. mu is held.
 func (w *window) remove(which func(*mapping) bool) {
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		failed := w.deregister(which)
+		if failed == nil {
+			return
+		}
+		w.log.Error("RDMA access cannot be revoked; the connection ends", "err", failed)
+		w.ended = true
+		if w.cut() {
+			return
+		}
+		time.Sleep(pause)
+	}
+}
+
+// deregister closes the MRs of the mappings that which says, and forgets those of which
+// that succeeded. mu is held.
+func (w *window) deregister(which func(*mapping) bool) error {
 	var failed error
 	kept := w.mappings[:0]
 	for i := range w.mappings {
@@ -118,27 +137,26 @@ func (w *window) remove(which func(*mapping) bool) {
 		if !which(&m) {
 			kept = append(kept, m)
 		} else if err := m.mr.Close(); err != nil {
+			kept = append(kept, m)
 			failed = errors.Join(failed, fmt.Errorf("deregister bytes %d to %d: %w", m.start, m.end, err))
 		}
 	}
 	clear(w.mappings[len(kept):])
 	w.mappings = kept
-	if failed != nil {
-		w.log.Error("RDMA access cannot be revoked; the connection ends", "err", failed)
-		w.ended = true
-		w.cut()
-	}
+	return failed
 }
 
-// cut destroys the queue pair. mu is held.
-func (w *window) cut() {
+// cut destroys the queue pair, and says that there is none. mu is held.
+func (w *window) cut() bool {
 	if w.queue == nil {
-		return
+		return true
 	}
 	if err := w.queue.Close(); err != nil {
 		w.log.Error("RDMA queue pair cannot be destroyed", "err", err)
+		return false
 	}
 	w.queue = nil
+	return true
 }
 
 // holds says that n bytes from off are in one mapping.

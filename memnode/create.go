@@ -70,7 +70,7 @@ func createDir(dir string, opts CreateOptions) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	lock, err := lockPool(filepath.Join(dir, lockFile), false)
+	lock, _, err := lockPool(filepath.Join(dir, lockFile), false)
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,8 @@ const (
 	metaFile = "meta.db"
 	dataFile = "data"
 	lockFile = "lock"
+	// endingWait bounds the wait for a memory node that was killed and is not gone yet.
+	endingWait = time.Minute
 	// newMetaFile is meta.db while a pool is being created.
 	newMetaFile = "meta.db.new"
 )
@@ -69,11 +71,16 @@ func openDir(dir string, opts Options) (_ *Pool, err error) {
 			}
 		}
 	}()
-	lock, err := lockPool(filepath.Join(dir, lockFile), opts.ReadOnly)
+	lock, before, err := lockPool(filepath.Join(dir, lockFile), opts.ReadOnly)
 	if err != nil {
 		return nil, readOnlyError(err)
 	}
 	undo = append(undo, lock)
+	if opts.KeepOrphans { // who had it was a memory node, too
+		if err := before.await(endingWait); err != nil {
+			return nil, err
+		}
+	}
 	meta, err := openMeta(filepath.Join(dir, metaFile), opts.ReadOnly, opts.noSync)
 	if err != nil {
 		return nil, readOnlyError(err)

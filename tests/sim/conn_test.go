@@ -47,6 +47,9 @@ func (c *conn) Write(b []byte) (int, error) {
 		err = c.out.write(b[n:], c.host.net.delay()+late)
 	}
 	if err != nil {
+		// Who reads is told too, whatever passes: gRPC relies on that, and else tries to
+		// write again and again.
+		c.in.fail(err)
 		return 0, &net.OpError{Op: "write", Net: "sim", Err: err}
 	}
 	if c.record >= 0 {

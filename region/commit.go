@@ -333,10 +333,21 @@ func (im *Image) mark() []byte {
 	return r.encode()
 }
 
-// Close marks the last epoch. The caller flushes the device once for all regions.
+// Close flushes what made records void, and marks the last epoch. The caller flushes
+// the device once for all regions. After an error the region is open as before, and who
+// opens it again in this session may take records that were taken back for its own.
 func (im *Image) Close(ctx context.Context) error {
-	if err := im.Mark(ctx); err != nil && !errors.Is(err, epoch.ErrPoisoned) {
-		return err
+	im.commitMu.Lock()
+	err := im.Err()
+	if err == nil {
+		err = im.freshen(ctx)
 	}
-	return nil
+	im.commitMu.Unlock()
+	if err == nil {
+		err = im.Mark(ctx)
+	}
+	if errors.Is(err, epoch.ErrPoisoned) {
+		return nil
+	}
+	return err
 }

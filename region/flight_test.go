@@ -182,8 +182,13 @@ func TestFailedFlushPoisonsLaterEpochs(t *testing.T) {
 // A flush finds no space while two more epochs are in flight: none of the three is
 // committed. Their records are all there, whole, with all their pages, and the next
 // epoch's takes the place of the first: the second must not follow it, wherever the
-// power goes.
+// power goes; nor where the region is closed and opened again in between.
 func TestNoSpaceTakesLaterEpochsBack(t *testing.T) {
+	t.Run("open", func(t *testing.T) { testNoSpaceTakesLaterEpochsBack(t, false) })
+	t.Run("opened again", func(t *testing.T) { testNoSpaceTakesLaterEpochsBack(t, true) })
+}
+
+func testNoSpaceTakesLaterEpochsBack(t *testing.T, reopen bool) {
 	synctest.Test(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(*seed, 0))
 		g := &gated{memory: newMemory(100)}
@@ -207,6 +212,13 @@ func TestNoSpaceTakesLaterEpochsBack(t *testing.T) {
 		last := page(rng)
 		done := make(chan error, 1)
 		go func() {
+			if reopen { // as a file that was idle: the session is the same
+				if err := im.Close(t.Context()); err != nil {
+					done <- err
+					return
+				}
+				im = g.open(t, 1)
+			}
 			_, err := tryPut(t.Context(), g, im, 1<<20, region.NoPage, map[uint64][]byte{2: last})
 			done <- err
 		}()

@@ -99,3 +99,22 @@ func TestNoSpaceToMakeARecordVoid(t *testing.T) {
 		t.Errorf("commit = %v, want %v", err, epoch.ErrPoisoned)
 	}
 }
+
+// A region whose last records were taken back is not closed before that is durable.
+func TestCloseFlushesWhatWasTakenBack(t *testing.T) {
+	rng := rand.New(rand.NewPCG(*seed, 0))
+	f := &full{memory: newMemory(200)}
+	im := f.open(t, 1)
+	put(t, f, im, 1<<20, region.NoPage, map[uint64][]byte{0: page(rng)})
+	f.flush = region.ErrNoSpace
+	if _, err := tryPut(t.Context(), f, im, 1<<20, region.NoPage, map[uint64][]byte{0: page(rng)}); !errors.Is(err, region.ErrNoSpace) {
+		t.Fatalf("commit = %v, want ErrNoSpace", err)
+	}
+	if err := im.Close(t.Context()); !errors.Is(err, region.ErrNoSpace) || im.Err() != nil {
+		t.Errorf("close = %v, the region: %v; want ErrNoSpace", err, im.Err())
+	}
+	f.flush = nil
+	if err := im.Close(t.Context()); err != nil {
+		t.Errorf("close with space = %v", err)
+	}
+}

@@ -91,6 +91,58 @@ func TestPoisonedFile(t *testing.T) {
 	f.want(ino, "hey")
 }
 
+// A fullConn finds no space at a flush while full is set.
+type fullConn struct {
+	rdmacache.Conn
+	full  atomic.Bool
+	tries atomic.Int64 // flushes that found none
+}
+
+func (c *fullConn) Flush(ctx context.Context) error {
+	if c.full.Load() {
+		c.tries.Add(1)
+		return region.ErrNoSpace
+	}
+	return c.Conn.Flush(ctx)
+}
+
+// A file whose last records were taken back, which is not durable yet, stays open until
+// it is, however long it is idle.
+func TestWhatWasTakenBackStaysOpen(t *testing.T) {
+	f := newFixture(t, 64<<20, volume.Config{MaxIdle: 1})
+	ino, other, third := f.saved("file", "old"), f.saved("other", "old"), f.saved("third", "old")
+	f.must(f.unmount())
+	conn := &fullConn{}
+	f.wrap = func(c rdmacache.Conn) rdmacache.Conn {
+		conn.Conn = c
+		return conn
+	}
+	f.open()
+	h := f.openFile(ino)
+	f.write(h, "new", 0, byMapping)
+	conn.full.Store(true)
+	wantError(t, "sync", h.Sync(ctx), region.ErrNoSpace)
+	h.Release(ctx) // rolls back
+	before := conn.tries.Load()
+	f.until("the file is closed in vain, twice", func() bool {
+		f.want(other, "old")
+		f.want(third, "old")
+		return conn.tries.Load() >= before+2
+	})
+	conn.full.Store(false)
+	f.until("at most MaxIdle regions stay open", func() bool {
+		s, err := f.Status(ctx)
+		f.must(err)
+		return s.OpenFiles <= 1
+	})
+	f.want(ino, "old")
+	h = f.openFile(ino)
+	f.write(h, "new", 0, byMapping)
+	f.must(h.Sync(ctx))
+	h.Release(ctx)
+	f.want(ino, "new")
+}
+
 // Everything at once, on few files: no deadlock, no error that is not one of
 // those expected, and a sound pool at the end. It fails where nothing keeps a
 // checkpoint from being dropped while it is restored.

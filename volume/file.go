@@ -169,20 +169,38 @@ func (v *Volume) release(f *file) {
 
 // evict closes the regions that were idle longest, beyond the bound. One that
 // still has something to lose stays: a poisoned region, whose error must last
-// until the next mount, and an open epoch that could not commit.
+// until the next mount, an open epoch that could not commit, and what cannot be closed.
 func (v *Volume) evict(ctx context.Context) {
 	for {
 		f := v.evictable()
 		if f == nil {
 			return
 		}
-		// What Close writes is a hint that saves the next opener work.
-		if err := v.closeImage(ctx, f); err != nil {
+		err := v.closeImage(ctx, f)
+		if err != nil {
 			v.log.Warn("close region", "ino", f.ino, "err", err)
 		}
+		stays := v.cfg.Shared == nil && (err != nil || f.cache.Err() != nil)
 		v.mu.Lock()
-		v.forget(f)
+		if stays {
+			v.stay(f)
+		} else {
+			v.forget(f)
+		}
 		v.mu.Unlock()
+		if stays {
+			return // the next eviction begins with others
+		}
+	}
+}
+
+// stay takes back that a file is leaving. mu is held.
+func (v *Volume) stay(f *file) {
+	close(f.left)
+	f.left = nil
+	f.place = v.idle.PushBack(f)
+	if _, orphan := v.orphans[f.ino]; orphan {
+		v.wake()
 	}
 }
 

@@ -91,6 +91,7 @@ func run(percent int, only string) (err error) {
 		{"node: scale", b.nodeScale},
 		{"node: failover", b.nodeFailover},
 		{"node: read", b.nodeRead},
+		{"rdma: processor time", b.rdma},
 	} {
 		if !strings.Contains(m.name, only) {
 			continue

@@ -174,7 +174,7 @@ func assemble(meta metaStore, m media.Media, opts Options) (*Pool, error) {
 	if err := p.Flush(); err != nil {
 		return nil, err
 	}
-	if err := p.settleLeases(); err != nil {
+	if err := p.settleLeases(opts.KeepOrphans); err != nil {
 		return nil, fmt.Errorf("persist what leased shares were stored: %w", err)
 	}
 	// Before anything is written by this opening: records of the one before

@@ -2,6 +2,7 @@ package memnode
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/rpmemfs/rpmemfs/internal/media"
@@ -12,7 +13,7 @@ import (
 // A device of a session stores to the pool's memory without a call, and makes persistent
 // what a commit needs. What it stored besides is there, and the next session takes it
 // for durable; but no Flush of the medium knows of it. So it is made persistent before the
-// lease is forgotten, and for the leases that the pool is opened with.
+// lease is forgotten, also for the leases that the pool is opened with.
 
 // exposed notes that devices may store to the slots of a share.
 func (p *Pool) exposed(share namespace.Ino) {
@@ -47,8 +48,9 @@ func (p *Pool) settle(ctx context.Context, share namespace.Ino) error {
 	return nil
 }
 
-// settleLeases does the same for the shares that are leased, as the pool is opened.
-func (p *Pool) settleLeases() error {
+// settleLeases deals with the shares that are leased, as the pool is opened. Leases that go
+// on are settled when they end: their holders store again what no flush covers.
+func (p *Pool) settleLeases(keep bool) error {
 	if _, ok := p.media.(media.Mapped); !ok {
 		return nil
 	}
@@ -58,6 +60,10 @@ func (p *Pool) settleLeases() error {
 		for _, l := range leases {
 			if err != nil {
 				break
+			}
+			if keep {
+				p.stored[l.Share] = struct{}{}
+				continue
 			}
 			var more []region.Run
 			more, err = t.of(l.Share).allExtents()
@@ -71,16 +77,45 @@ func (p *Pool) settleLeases() error {
 	return p.persistRuns(runs)
 }
 
-// persistRuns makes slots persistent, whoever stored to them.
+// persistRuns makes slots persistent, whoever stored to them, but for pages that fault.
 func (p *Pool) persistRuns(runs []region.Run) error {
 	for i := 0; i < len(runs); {
 		start, end := runs[i].Start.Offset(), runs[i].End().Offset()
 		for i++; i < len(runs) && runs[i].Start.Offset() == end; i++ {
 			end = runs[i].End().Offset()
 		}
-		if err := p.persist(start, end-start); err != nil {
+		err := p.persist(start, end-start)
+		if errors.Is(err, media.ErrFault) {
+			err = p.persistPages(start, end)
+		}
+		if err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// persistPages makes persistent what does not fault of the pages from start up to end. A
+// page that cannot be written back cannot be read either: no epoch that uses it passes for
+// a good one, and the others must not be lost for it.
+func (p *Pool) persistPages(start, end int64) error {
+	var first error
+	faults := 0
+	for off := start; off < end; off += region.PageSize {
+		err := p.persist(off, region.PageSize)
+		switch {
+		case err == nil:
+		case !errors.Is(err, media.ErrFault):
+			return err
+		case faults == 0:
+			first = err
+			fallthrough
+		default:
+			faults++
+		}
+	}
+	if faults > 0 {
+		p.log.Error("pages of the pool cannot be made persistent", "pages", faults, "start", start, "end", end, "first", first)
 	}
 	return nil
 }

@@ -208,6 +208,15 @@ func takeOverUnflushed(t *testing.T, i uint64, direct, restarted, leased, mount 
 	}
 	if !restarted || leased {
 		d, im = x.session()
+	} else if !mount {
+		// The holder's session goes on: it has what no flush covers, and stores it again.
+		left := d.stored
+		if d, im = x.open(x.pool.Generation()); direct {
+			d.stored = left
+			if err := d.Flush(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
 	} else {
 		d, im = x.open(x.pool.Generation()) // as a mount of the pool does
 	}

@@ -34,7 +34,7 @@ type arena struct {
 	messages []byte // maxClientCredits to send, and as many to receive
 	landing  []byte // where the READs go that nobody looks at
 
-	device string // of domain; run of the lane uses it and the next two
+	device Device // of domain; run of the lane uses it and the next two
 	domain Domain
 	mr     MR
 }
@@ -65,9 +65,9 @@ func (a *arena) receive(i int) []byte {
 }
 
 // register makes d the device that reaches the arena. No queue pair of the one before is
-// left.
+// left. A device that was reset is another one, of the same name.
 func (a *arena) register(d Device) error {
-	if a.mr != nil && a.device == d.Name() {
+	if a.mr != nil && a.device == d {
 		return nil
 	}
 	if err := a.deregister(); err != nil {
@@ -82,7 +82,7 @@ func (a *arena) register(d Device) error {
 		_ = domain.Close() // it is empty
 		return fmt.Errorf("verbs: %s: register %d bytes: %w", d.Name(), len(a.mem), err)
 	}
-	a.device, a.domain, a.mr = d.Name(), domain, mr
+	a.device, a.domain, a.mr = d, domain, mr
 	return nil
 }
 
@@ -91,11 +91,11 @@ func (a *arena) deregister() error {
 		return nil
 	}
 	if err := a.mr.Close(); err != nil {
-		return fmt.Errorf("verbs: %s: deregister: %w", a.device, err)
+		return fmt.Errorf("verbs: %s: deregister: %w", a.device.Name(), err)
 	}
 	a.mr = nil
 	if err := a.domain.Close(); err != nil {
-		return fmt.Errorf("verbs: %s: close a domain: %w", a.device, err)
+		return fmt.Errorf("verbs: %s: close a domain: %w", a.device.Name(), err)
 	}
 	return nil
 }

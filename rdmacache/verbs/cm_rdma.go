@@ -226,7 +226,12 @@ func (l *rdmaListener) Accept() (Request, error) {
 		if err != nil {
 			continue // the same; the peer is rejected
 		}
-		return &rdmaRequest{id: peer, device: l.nic.device(ev.id.verbs), private: ev.private}, nil
+		device, err := l.nic.device(ev.id.verbs)
+		if err != nil {
+			peer.close() // it is rejected
+			return nil, err
+		}
+		return &rdmaRequest{id: peer, device: device, private: ev.private}, nil
 	}
 }
 

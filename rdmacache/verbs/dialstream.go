@@ -45,7 +45,7 @@ func DialStream(ctx context.Context, cfg Config) (net.Conn, error) {
 		return nil, fmt.Errorf("verbs: connect to %s: %w", cfg.Address, err)
 	}
 	s := newStream(ctx, &stream{
-		q: q, end: q.Close, mem: mem, lkey: lkey, local: address(a.device), remote: address(cfg.Address), release: release,
+		q: q, end: q.Close, mem: mem, lkey: lkey, local: address(a.device.Name()), remote: address(cfg.Address), release: release,
 	}, min(w.credits, streamCredits))
 	s.greet()
 	return s, nil

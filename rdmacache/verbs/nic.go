@@ -69,7 +69,8 @@ type Request interface {
 	Reject(private []byte) error
 }
 
-// A Device is one RDMA device.
+// A Device is one RDMA device, the same value as long as it is the same. One that was reset,
+// or taken out and put back, is another.
 type Device interface {
 	Name() string
 	// Flushes says that the device has the FLUSH operation.

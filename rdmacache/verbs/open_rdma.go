@@ -54,7 +54,7 @@ func failedC(n C.int) error {
 	return nil
 }
 
-// An rdmaNIC is rdma-core's NIC. Contexts of devices are librdmacm's, which keeps them open.
+// An rdmaNIC is rdma-core's NIC. Contexts of devices are librdmacm's; device keeps them open.
 type rdmaNIC struct {
 	mu      sync.Mutex // guards what follows
 	devices map[*C.struct_ibv_context]*rdmaDevice
@@ -62,16 +62,23 @@ type rdmaNIC struct {
 
 var _ NIC = (*rdmaNIC)(nil)
 
-// device returns the one Device of a context.
-func (n *rdmaNIC) device(ctx *C.struct_ibv_context) *rdmaDevice {
+// device returns the one Device of a context, which an id has open.
+//
+// librdmacm closes a context with its last id, whatever else was made of it, and another
+// one may get its address. Its list of devices keeps open what is in it, so one is taken
+// when there is a new context, and never freed: a device that is reset costs a context.
+func (n *rdmaNIC) device(ctx *C.struct_ibv_context) (*rdmaDevice, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	d, ok := n.devices[ctx]
-	if !ok {
-		d = &rdmaDevice{ctx: ctx, name: C.GoString(C.ibv_get_device_name(ctx.device))}
-		n.devices[ctx] = d
+	if d, ok := n.devices[ctx]; ok {
+		return d, nil
 	}
-	return d
+	if list, err := C.rdma_get_devices(nil); list == nil {
+		return nil, fmt.Errorf("keep devices open: %w", err)
+	}
+	d := &rdmaDevice{ctx: ctx, name: C.GoString(C.ibv_get_device_name(ctx.device))}
+	n.devices[ctx] = d
+	return d, nil
 }
 
 // Resolve tries all addresses of the host in turn.
@@ -118,7 +125,11 @@ func (n *rdmaNIC) resolve(ctx context.Context, to netip.AddrPort) (_ *rdmaRoute,
 	if err := l.expect(ctx, C.RDMA_CM_EVENT_ROUTE_RESOLVED); err != nil {
 		return nil, err
 	}
-	return &rdmaRoute{device: n.device(l.id.verbs), id: l}, nil
+	device, err := n.device(l.id.verbs)
+	if err != nil {
+		return nil, err
+	}
+	return &rdmaRoute{device: device, id: l}, nil
 }
 
 // lookupAddrs returns the addresses that host:port stands for.

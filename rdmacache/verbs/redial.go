@@ -161,7 +161,7 @@ func (l *lane) relink(k *link) {
 	if len(l.reads)+len(l.waits) == 0 {
 		l.troubled = time.Time{}
 	}
-	l.log.Info("RDMA connection is back", "memory_node", l.cfg.Address, "device", l.arena.device, "method", k.method)
+	l.log.Info("RDMA connection is back", "memory_node", l.cfg.Address, "device", l.arena.device.Name(), "method", k.method)
 	l.changed()
 }
 

@@ -125,6 +125,7 @@ func (l *lane) gatherReads(k *link) {
 
 func (l *lane) postRead(k *link, r *readOp) {
 	mem := l.arena.reads[r.first*readBlock:][:r.n]
+	r.from = k.seq + 1
 	k.each(r.place, func(p place, x *extent) {
 		k.add(Work{Op: OpRead, Local: mem[p.off-r.off:][:p.n], RKey: x.rkey, Remote: x.at(p.off)})
 	})

@@ -236,6 +236,9 @@ func (l *lane) take(k *link, n int, err error) {
 
 func (l *lane) complete(k *link, c *Completion) error {
 	switch {
+	case errors.Is(c.Err, ErrRemote):
+		k.refuse(c.ID)
+		return c.Err
 	case c.Err != nil:
 		return c.Err
 	case c.Op == OpRecv:

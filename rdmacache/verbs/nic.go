@@ -3,6 +3,7 @@ package verbs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"time"
 )
@@ -16,6 +17,10 @@ import (
 // ErrBroken reports a queue pair that is of no use any more: the peer is gone, refused
 // what it was asked, or closed it.
 var ErrBroken = errors.New("verbs: queue pair broken")
+
+// ErrRemote reports a Work that the peer's device refused or failed: the memory that it
+// names is not there for it, or faults. It matches ErrBroken, too.
+var ErrRemote = fmt.Errorf("%w: the peer's device failed the request", ErrBroken)
 
 // A RejectedError is the peer's answer to Connect if it is not one.
 type RejectedError struct {

@@ -247,7 +247,11 @@ func (q *rdmaQueue) hand(done []Completion) (int, error) {
 		c := Completion{ID: uint64(wc.id) & maxID, Op: Op(wc.id >> opShift)}
 		if wc.status != C.IBV_WC_SUCCESS {
 			q.broken = true
-			c.Err = fmt.Errorf("%w: %s", ErrBroken, C.GoString(C.ibv_wc_status_str(uint32(wc.status))))
+			why := ErrBroken
+			if wc.status == C.IBV_WC_REM_ACCESS_ERR || wc.status == C.IBV_WC_REM_OP_ERR {
+				why = ErrRemote
+			}
+			c.Err = fmt.Errorf("%w: %s", why, C.GoString(C.ibv_wc_status_str(uint32(wc.status))))
 		} else if c.Op == OpRecv {
 			c.Bytes = int(wc.length)
 		}

@@ -5,6 +5,10 @@ import (
 	"time"
 )
 
+// maxRefused is how many queue pairs may break at one read. Some do for it names memory
+// that was revoked meanwhile; a new one asks where it is now.
+const maxRefused = 8
+
 // readsAhead is how many parts of one Read are under way.
 const readsAhead = 4
 
@@ -13,11 +17,22 @@ const readsAhead = 4
 type readOp struct {
 	place
 	first     int       // of the blocks that it is read into
-	seq       uint64    // of its last work request, once it was posted
+	from, seq uint64    // its work requests, once they were posted
+	refused   int       // queue pairs that broke at it
 	since     time.Time // it was posted
 	abandoned bool      // nobody waits any more
 	done      bool
 	err       error
+}
+
+// refuse notes that the device of the memory node refused work request seq, which may be
+// that of a read. mu is held.
+func (k *link) refuse(seq uint64) {
+	for _, r := range k.reads {
+		if r.from <= seq && seq <= r.seq {
+			r.refused++
+		}
+	}
 }
 
 // finish answers the read.

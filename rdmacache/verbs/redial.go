@@ -94,6 +94,8 @@ func (l *lane) unlink(k *link, since time.Time, err error) {
 			l.blocks.free(r.first, int(r.n))
 		case l.err != nil:
 			r.finish(l.err)
+		case r.refused >= maxRefused:
+			r.finish(fmt.Errorf("verbs: read %d bytes at %d: %w", r.n, r.off, k.err))
 		default:
 			l.reads = append(l.reads, r)
 		}
@@ -132,13 +134,12 @@ func (l *lane) redial(ctx context.Context, why error) *link {
 			l.fail(fmt.Errorf("%w: not reached for %v: %w", ErrLost, l.cfg.Patience, why))
 			return nil
 		}
-		if l.pause > 0 {
+		if pause := l.nextPause(); pause > 0 {
 			select {
-			case <-time.After(l.pause/2 + rand.N(l.pause)): // many clients may have lost it together
+			case <-time.After(pause/2 + rand.N(pause)): // many clients may have lost it together
 			case <-ctx.Done():
 			}
 		}
-		l.pause = min(max(2*l.pause, 5*time.Millisecond), l.cfg.Patience/10, 500*time.Millisecond)
 		if ctx.Err() == nil && time.Now().Before(deadline) {
 			attempt, cancel := context.WithDeadline(ctx, deadline)
 			k, _, err := l.connect(attempt)
@@ -150,6 +151,15 @@ func (l *lane) redial(ctx context.Context, why error) *link {
 			why = err
 		}
 	}
+}
+
+// nextPause is how long to wait before the next try, and makes the one after it longer.
+func (l *lane) nextPause() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	pause := l.pause
+	l.pause = min(max(2*pause, 5*time.Millisecond), l.cfg.Patience/10, 500*time.Millisecond)
+	return pause
 }
 
 // relink begins to use k.

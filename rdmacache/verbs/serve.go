@@ -126,19 +126,20 @@ func (s *server) accept(ctx context.Context, r Request) {
 			})
 		}
 		defer done()
-		if err := s.handle(ctx, r, done); err != nil && ctx.Err() == nil {
+		var h hello
+		session, err := s.admit(r, &h)
+		if err != nil { // anybody may come, and must not fill the log
+			s.log.Debug("RDMA connection refused", "peer", r.Peer(), "err", s.reject(r, err))
+			return
+		}
+		if err := s.handle(ctx, r, session, h, done); err != nil && ctx.Err() == nil {
 			s.log.Info("RDMA connection ended", "peer", r.Peer(), "err", err)
 		}
 	})
 }
 
-// handle serves one connection. welcomed is called when the greeting is over.
-func (s *server) handle(ctx context.Context, r Request, welcomed func()) error {
-	var h hello
-	session, err := s.admit(r, &h)
-	if err != nil {
-		return s.reject(r, err)
-	}
+// handle serves one connection of a session. welcomed is called when the greeting is over.
+func (s *server) handle(ctx context.Context, r Request, session Session, h hello, welcomed func()) error {
 	k, err := newServerLink(session, h, r, s.log)
 	if err != nil {
 		return s.reject(r, err)

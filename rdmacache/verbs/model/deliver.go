@@ -205,7 +205,7 @@ func (q *queue) execute(from *queue, fl *flight) (s state) {
 		s = q.receive(from, fl)
 	}
 	if fl.err != nil && !errors.Is(fl.err, verbs.ErrBroken) { // of a medium
-		fl.err = fmt.Errorf("%w: %w", verbs.ErrBroken, fl.err)
+		fl.err = fmt.Errorf("%w: %w", verbs.ErrRemote, fl.err)
 	}
 	return s
 }

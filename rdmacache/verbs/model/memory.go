@@ -162,7 +162,7 @@ func (q *queue) reach(rkey uint32, address uint64, n int, access verbs.Access) (
 	default:
 		return m, int(address - m.Address()), nil
 	}
-	return nil, 0, fmt.Errorf("%w: remote access: %w", verbs.ErrBroken, err)
+	return nil, 0, fmt.Errorf("%w: remote access: %w", verbs.ErrRemote, err)
 }
 
 // inside tells where in mem p is.

@@ -11,6 +11,11 @@ import (
 // is likely to be in the same extent.
 const askApart = 16 << 20
 
+// manyExtents is how many a connection has when what is posted is flushed though nobody
+// waits for it yet. The memory node ends the connection at maxMappings, and the next one
+// has to find more done than this one did.
+const manyExtents = maxMappings / 2
+
 // gather puts what is to be posted next into the outbox, and says whether there is
 // something that can be. mu is held, and nobody posts.
 func (l *lane) gather(k *link) bool {
@@ -48,6 +53,9 @@ func (l *lane) gatherWrites(k *link) {
 	for l.ring.posted < upto && len(k.outbox) < queueSends {
 		e := l.ring.next()
 		if off, ok := k.extents.missing(e.place); ok {
+			if k.flight.under && len(k.extents) >= manyExtents {
+				return // its end comes first: it may be all that this connection can do
+			}
 			l.ask(k, off)
 			l.askAhead(k, upto)
 			return
@@ -136,11 +144,11 @@ func (l *lane) postRead(k *link, r *readOp) {
 }
 
 // gatherFlush begins the next flush, if none is under way and somebody waits for what is
-// posted; or goes on with the one that is.
+// posted, or the connection has many extents; or goes on with the one that is.
 func (l *lane) gatherFlush(k *link) {
 	f := &k.flight
 	if !f.under {
-		wanted := false
+		wanted := len(k.extents) >= manyExtents
 		for _, w := range l.waits {
 			w.flying = w.after <= l.ring.posted
 			wanted = wanted || w.flying

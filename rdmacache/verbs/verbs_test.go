@@ -33,9 +33,20 @@ type session struct {
 	*conntest.Store
 	readOnly bool
 	none     bool // not memory
+	// scattered: no two pages are in one extent.
+	scattered bool
 }
 
 func (s *session) ReadOnly() bool { return s.readOnly }
+
+func (s *session) Extent(off int64) (start, end int64, err error) {
+	start, end, err = s.Store.Extent(off)
+	if err == nil && s.scattered {
+		start = off &^ (rdmacache.PageSize - 1)
+		end = start + rdmacache.PageSize
+	}
+	return start, end, err
+}
 
 func (s *session) Bytes() []byte {
 	if s.none {

@@ -92,16 +92,47 @@ func (w *window) reach(off int64) (extent, error) {
 		// A new connection has few again: what was granted bit by bit is in one piece by now.
 		return extent{}, &refusal{codeStale, fmt.Sprintf("%d parts of the pool are registered", len(w.mappings))}
 	}
-	mr, err := w.domain.Register(w.mem[start:end:end], w.access)
-	if errors.Is(err, unix.ENOSPC) {
-		err = fmt.Errorf("%w: %w", region.ErrNoSpace, err)
-	}
+	m, err := w.register(start, end, off)
 	if err != nil {
-		return extent{}, fmt.Errorf("register bytes %d to %d: %w", start, end, err)
+		return extent{}, err
 	}
-	m := mapping{start, end, mr}
 	w.mappings = append(w.mappings, m)
 	return m.extent(), nil
+}
+
+// register makes an MR of the bytes from start up to end, or of fewer around off where
+// some have no memory: a page that is damaged, or that a full tmpfs cannot hold.
+func (w *window) register(start, end, off int64) (mapping, error) {
+	for {
+		mr, err := w.domain.Register(w.mem[start:end:end], w.access)
+		if err == nil {
+			return mapping{start, end, mr}, nil
+		}
+		err = fmt.Errorf("register bytes %d to %d: %w", start, end, err)
+		switch faults := errors.Is(err, unix.EFAULT) || errors.Is(err, unix.EHWPOISON); {
+		case faults && end-start > region.PageSize:
+			start, end = halve(start, end, off)
+		case errors.Is(err, unix.ENOSPC), faults && w.session.Medium().Volatile:
+			return mapping{}, fmt.Errorf("%w: %w", region.ErrNoSpace, err)
+		case faults, errors.Is(err, unix.ENOMEM):
+			// To try again does not help; for want of memory somebody has to do something.
+			return mapping{}, &refusal{codeRange, err.Error()}
+		default:
+			return mapping{}, err
+		}
+	}
+}
+
+// halve returns the half that byte off is in, cut between pages, of more than a page.
+func halve(start, end, off int64) (int64, int64) {
+	middle := (start + (end-start)/2) &^ (region.PageSize - 1)
+	if middle <= start {
+		middle += region.PageSize
+	}
+	if off < middle {
+		return start, middle
+	}
+	return middle, end
 }
 
 // extent is what the client is told of the mapping.

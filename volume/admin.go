@@ -117,8 +117,12 @@ func (v *Volume) Rollback(ctx context.Context, ino namespace.Ino) (pages int, er
 		return 0, err
 	}
 	defer v.release(f)
-	if v.isAttached(f) {
-		return 0, fmt.Errorf("roll back file %d: %w: programs are attached to it; stop them first", ino, ErrBusy)
-	}
-	return v.discard(f, f.cache.Discard)
+	err = f.manager.Exclusive(func() (err error) {
+		if v.isAttached(f) {
+			return fmt.Errorf("roll back file %d: %w: programs are attached to it; stop them first", ino, ErrBusy)
+		}
+		pages, err = v.discard(f, f.cache.Discard)
+		return err
+	})
+	return pages, err
 }

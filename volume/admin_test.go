@@ -1,13 +1,16 @@
 package volume_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/volume"
 )
 
@@ -117,6 +120,54 @@ func TestRollback(t *testing.T) {
 	f.write(h, "again", 0, byWrite)
 	f.must(h.Sync(ctx))
 	f.want(ino, "again")
+}
+
+// A heldConn's flushes wait while hold is not nil.
+type heldConn struct {
+	rdmacache.Conn
+	hold chan struct{} // set before whoever flushes begins
+}
+
+func (c *heldConn) Flush(ctx context.Context) error {
+	if c.hold != nil {
+		<-c.hold
+	}
+	return c.Conn.Flush(ctx)
+}
+
+// A rollback waits for the commit that is under way.
+func TestRollbackBesideACommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFixture(t, 16<<20, volume.Config{})
+		ino := f.saved("file", "old")
+		f.must(f.unmount())
+		conn := &heldConn{}
+		f.wrap = func(c rdmacache.Conn) rdmacache.Conn {
+			conn.Conn = c
+			return conn
+		}
+		f.open()
+		h := f.openFile(ino)
+		defer h.Release(ctx)
+		f.write(h, "new", 0, byWrite)
+		conn.hold = make(chan struct{})
+		synced, rolled := make(chan error, 1), make(chan error, 1)
+		go func() { synced <- h.Sync(ctx) }()
+		synctest.Wait()
+		f.write(h, "bad", 0, byWrite)
+		go func() {
+			_, err := f.Rollback(ctx, ino)
+			rolled <- err
+		}()
+		synctest.Wait()
+		if len(rolled) > 0 {
+			t.Error("the rollback did not wait for the commit")
+		}
+		close(conn.hold)
+		f.must(<-synced)
+		f.must(<-rolled)
+		f.want(ino, "new")
+	})
 }
 
 func TestClone(t *testing.T) {

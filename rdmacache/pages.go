@@ -78,6 +78,7 @@ type watched struct {
 
 func (w watched) Write(ctx context.Context, p []byte, off int64) error {
 	w.pages.forget(off, len(p))
+	defer w.pages.forget(off, len(p)) // what was read meanwhile may be what was there before
 	return w.Conn.Write(ctx, p, off)
 }
 

@@ -279,6 +279,20 @@ func TestWritesThrowOut(t *testing.T) {
 	}
 	misses(4)
 	misses(4)
+	conn = s.pages.Watch(beforeWrite{s.wire, func() { misses(5) }})
+	touch() // what is read while it is under way may be what was there before
+	misses(6)
+}
+
+// A beforeWrite does something when a write is under way, but nothing of it is there yet.
+type beforeWrite struct {
+	rdmacache.Conn
+	do func()
+}
+
+func (b beforeWrite) Write(ctx context.Context, p []byte, off int64) error {
+	b.do()
+	return b.Conn.Write(ctx, p, off)
 }
 
 // A program that goes on at another node, with nothing in memory there, costs what it

@@ -46,6 +46,7 @@ func (v *Volume) openShared(ctx context.Context, f *file) error {
 	if f.shown, err = v.cfg.Shared.Pin(ctx, region.ID(f.ino)); err != nil {
 		return err
 	}
+	v.forgetPages()
 	if err := f.image.View(f.shown); err != nil {
 		return errors.Join(err, v.cfg.Shared.Unpin(ctx, region.ID(f.ino), 0))
 	}
@@ -106,7 +107,7 @@ func (v *Volume) refresh(ctx context.Context, f *file) (epoch.ID, error) {
 		return 0, errors.Join(err, v.cfg.Shared.Unpin(ctx, id, f.shown.Epoch))
 	}
 	f.shown = next
-	v.forgetPages()
+	defer v.forgetPages() // after Unpin: until then the slots of the epoch before are as they were
 	// It has nothing to discard, but takes over the new size. A read that began
 	// before holds its pages in the kernel until it ends, and forgetting waits for it.
 	_, err = f.cache.Discard(forget)

@@ -69,7 +69,9 @@ func (r *Reader) Run(ctx context.Context, renew func(context.Context) (then func
 		if next == nil {
 			return
 		}
-		r.set(func() { r.calls = next })
+		if !r.adopt(next) {
+			return
+		}
 		then := renew(ctx)
 		r.set(func() { r.bytes = next; r.renewed++ })
 		then()
@@ -100,6 +102,21 @@ func (r *Reader) dial(ctx context.Context) *Pool {
 		case <-ctx.Done():
 		}
 	}
+}
+
+// adopt makes next the session for calls, unless Close was called: then nobody else would
+// close it.
+func (r *Reader) adopt(next *Pool) bool {
+	closed := false
+	r.set(func() {
+		if closed = r.closed; !closed {
+			r.calls = next
+		}
+	})
+	if closed {
+		_ = next.Close()
+	}
+	return !closed
 }
 
 func (r *Reader) set(change func()) {
@@ -153,10 +170,8 @@ func again[T any](ctx context.Context, r *Reader, bytes bool, call func(*Pool) (
 
 // Close gives back the session. Calls under way fail.
 func (r *Reader) Close() error {
-	r.mu.Lock()
-	p := r.calls
-	r.mu.Unlock()
-	r.set(func() { r.closed = true })
+	var p *Pool
+	r.set(func() { p, r.closed = r.calls, true })
 	if p != r.Pool {
 		_ = r.Pool.Close() // over
 	}

@@ -167,15 +167,22 @@ func (c *crashCache) put(ctx context.Context, page uint64, src rdmacache.Source,
 	stamp := c.w.rng.Uint64() | 1
 	p, at := stampPage(stamp), int64(page)*region.PageSize
 	const half = region.PageSize / 2
+	write := func(p []byte, at int64) error {
+		_, err := c.cache.WriteAt(ctx, p, at, src)
+		if src == rdmacache.FromMapping && errors.Is(err, region.ErrNoSpace) {
+			c.cache.Doom(err)
+		}
+		return err
+	}
 	if !halves {
-		if _, err := c.cache.WriteAt(ctx, p, at, src); err != nil {
+		if err := write(p, at); err != nil {
 			return err
 		}
 	} else {
 		c.pushes = 0
-		_, err := c.cache.WriteAt(ctx, p[half:], at+half, src)
+		err := write(p[half:], at+half)
 		if err == nil {
-			_, err = c.cache.WriteAt(ctx, p[:half], at, src)
+			err = write(p[:half], at)
 		}
 		if err != nil {
 			return errors.Join(errHalf, err)

@@ -56,8 +56,8 @@ func OpenOrCreate(dir string, create CreateOptions, opts Options) (p *Pool, crea
 	switch {
 	case err == nil:
 		created = true
-	case !errors.Is(err, ErrPoolExist):
-		return nil, false, err
+	case !errors.Is(err, ErrPoolExist), findPool(dir) != nil:
+		return nil, false, err // a pool that is on the device only is another one
 	}
 	p, err = Open(dir, opts)
 	return p, created, err

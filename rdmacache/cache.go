@@ -270,9 +270,9 @@ func (c *Cache) Err() error {
 	return cmp.Or(c.condemned, c.doomed)
 }
 
-// doom notes that pages of the open epoch were lost: committing the rest would
-// tear it.
-func (c *Cache) doom(cause error) {
+// Doom notes that bytes from a mapping were lost, for which WriteAt found no space:
+// committing the rest would tear the open epoch. Its commits fail until Discard.
+func (c *Cache) Doom(cause error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.doomed == nil {

@@ -304,6 +304,40 @@ func TestFullPool(t *testing.T) {
 	}
 }
 
+// Bytes of a mapping that find no space can be sent again, and nothing is lost; unless
+// the caller gives up: then the epoch does not commit.
+func TestNoSpaceForAMapping(t *testing.T) {
+	m := newMemory(40)
+	c, mgr := m.open(t)
+	ctx := t.Context()
+	want := bytes.Repeat([]byte{7}, 100*pageSize)
+	if err := c.Truncate(ctx, int64(len(want))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.WriteAt(ctx, want, 0, rdmacache.FromMapping); !errors.Is(err, region.ErrNoSpace) {
+		t.Fatalf("write-back of more than the pool: got %v, want ErrNoSpace", err)
+	}
+	m.bytes = append(m.bytes, make([]byte, 200*pageSize)...) // somebody removed a file
+	if n, err := c.WriteAt(ctx, want, 0, rdmacache.FromMapping); n != len(want) || err != nil {
+		t.Fatalf("write-back with space: %d, %v", n, err)
+	}
+	if _, err := mgr.Commit(ctx, epoch.All); err != nil {
+		t.Fatalf("commit: %v", err)
+	}
+	got := make([]byte, len(want))
+	c, mgr = m.open(t)
+	if _, err := c.ReadAt(ctx, got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Fatalf("content after recovery differs, %v", err)
+	}
+	if _, err := c.WriteAt(ctx, []byte("more"), 0, rdmacache.FromWrite); err != nil {
+		t.Fatal(err)
+	}
+	c.Doom(region.ErrNoSpace)
+	if _, err := mgr.Commit(ctx, epoch.All); !errors.Is(err, region.ErrNoSpace) {
+		t.Errorf("commit of a doomed epoch: got %v, want ErrNoSpace", err)
+	}
+}
+
 // A damaged page is an error, and never returned.
 func TestDamagedPage(t *testing.T) {
 	testDamagedPage(t, -1)

@@ -21,7 +21,8 @@ const maxBatch = 256
 //
 // On an error n bytes were taken. ErrNoSpace from a write changes nothing more;
 // bytes from a mapping are kept in memory where the pool is full, as long as the
-// bound allows, and the commit says ErrNoSpace. If they cannot be kept, the open
+// bound allows, and the commit says ErrNoSpace. If they cannot be kept, ErrNoSpace
+// too: the caller tries again, or calls Doom. After another error of theirs the open
 // epoch can no longer commit: it is to be discarded.
 func (c *Cache) WriteAt(ctx context.Context, p []byte, off int64, src Source) (n int, err error) {
 	if off < 0 || off+int64(len(p)) > region.MaxSize {
@@ -46,7 +47,9 @@ func (c *Cache) WriteAt(ctx context.Context, p []byte, off int64, src Source) (n
 			err = c.spill(ctx)
 		}
 		if err != nil {
-			c.doom(err)
+			if !errors.Is(err, region.ErrNoSpace) {
+				c.Doom(err)
+			}
 			return n, err
 		}
 		return taken, nil

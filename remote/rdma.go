@@ -46,6 +46,15 @@ func (p *Pool) dialRDMA(ctx context.Context, cfg Config, host string) (rdmacache
 	return p.dialStream(ctx, cfg.TLS, host, func(ctx context.Context) (net.Conn, error) { return verbs.DialStream(ctx, vc) })
 }
 
+// RDMA returns what the data path has counted; false where it is not over RDMA, or goes
+// by messages.
+func (p *Pool) RDMA() (verbs.Stats, bool) {
+	if c, ok := p.dataPath().Conn.(*verbs.Conn); ok {
+		return c.Stats(), true
+	}
+	return verbs.Stats{}, false
+}
+
 // dataToken asks for the right to one connection of the RDMA data path. It ends nothing,
 // as over.
 func (p *Pool) dataToken(ctx context.Context) (t [32]byte, err error) {

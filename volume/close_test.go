@@ -2,6 +2,7 @@ package volume_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -253,6 +254,29 @@ func TestWriteReclaims(t *testing.T) {
 		h.Release(ctx)
 		f.must(f.Unlink(ctx, namespace.Root, "file"))
 	}
+}
+
+// An epoch that lost stores of a mapping for lack of space does not commit, also when
+// there is space again, until it is rolled back.
+func TestLostStoresDoNotCommit(t *testing.T) {
+	f := newFixture(t, 4<<20, volume.Config{FrameBytes: 8 << 10})
+	page := []byte(strings.Repeat("x", 64<<10))
+	f.saved("other", strings.Repeat("y", 1<<20))
+	ino := f.create("file")
+	h := f.openFile(ino)
+	defer h.Release(ctx)
+	f.must(h.Truncate(ctx, 8<<20))
+	var err error
+	for off := int64(0); off < 8<<20 && err == nil; off += int64(len(page)) {
+		_, err = h.Write(ctx, page, off, byMapping)
+	}
+	wantError(t, "write-back into a full pool", err, region.ErrNoSpace)
+	f.must(f.Unlink(ctx, namespace.Root, "other"))
+	wantError(t, "sync", h.Sync(ctx), region.ErrNoSpace)
+	_, err = f.Rollback(ctx, ino)
+	f.must(err)
+	f.write(h, "again", 0, byWrite)
+	f.must(h.Sync(ctx))
 }
 
 func TestReplacedFileIsFreed(t *testing.T) {

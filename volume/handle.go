@@ -82,7 +82,8 @@ func (h *Handle) Read(ctx context.Context, p []byte, off int64) (n int, err erro
 }
 
 // Write stores p at off in the open epoch. A write(2) may grow the file; a
-// write-back of a mapping is clipped at its end.
+// write-back of a mapping is clipped at its end. One that finds no space is lost: the
+// open epoch cannot commit until it is rolled back.
 func (h *Handle) Write(ctx context.Context, p []byte, off int64, src rdmacache.Source) (n int, err error) {
 	if err := h.v.writable(); err != nil {
 		return 0, err
@@ -91,6 +92,9 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64, src rdmacache.S
 		n, err = h.f.cache.WriteAt(ctx, p, off, src)
 		return err
 	})
+	if src == rdmacache.FromMapping && noSpace(err) {
+		h.f.cache.Doom(err)
+	}
 	return n, err
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/rpmemfs/rpmemfs/node"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/rdmacache/inproc"
+	"github.com/rpmemfs/rpmemfs/rdmacache/verbs"
 	"github.com/rpmemfs/rpmemfs/volume"
 )
 
@@ -119,6 +120,19 @@ func TestMountMetrics(t *testing.T) {
 		"rpmemfs_lease_held 1", `rpmemfs_snapshot_errors_total{source="volume"} 0`)
 	lost = rdmacache.ErrFenced
 	expectMetrics(t, scrape(), "rpmemfs_lease_held 0")
+}
+
+func TestRDMAMetrics(t *testing.T) {
+	m, err := listenMetrics("127.0.0.1:0", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.addRDMA((&embedded{}).rdma) // has none
+	m.addRDMA(func() (verbs.Stats, bool) {
+		return verbs.Stats{Posts: 1, RecvPosts: 2, Polls: 3, Waits: 4, RoundTrips: 5, Commits: 6, Connections: 7}, true
+	})
+	expectMetrics(t, runMetrics(t, m)(), "rpmemfs_rdma_calls_total 10", "rpmemfs_rdma_round_trips_total 5",
+		"rpmemfs_rdma_commits_total 6", "rpmemfs_rdma_connections_total 7")
 }
 
 // A memory node tells of its shares and who has them.

@@ -115,6 +115,7 @@ func (d *daemon) open(ctx context.Context) error {
 			return err
 		}
 		conn = d.metrics.meter(conn)
+		d.metrics.addRDMA(d.source.rdma)
 	}
 	if d.listener, d.socket, err = d.o.listenControl(); err != nil {
 		return err

@@ -154,6 +154,11 @@ func TestServeDevice(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	other := filepath.Join(t.TempDir(), "other")
+	out, err := program(t.Context(), "serve", "--insecure", "--listen", "127.0.0.1:0", "--data", "127.0.0.1:0", "--device", device, other).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "pool exists on the device") {
+		t.Errorf("another pool on the device: got %v, %s; want that there is one", err, out)
+	}
 	if target, err := os.Readlink(filepath.Join(pool, "data")); err != nil || target != device {
 		t.Errorf("data of the pool: got %q, %v; want a link to %s", target, err, device)
 	}

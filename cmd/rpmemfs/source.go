@@ -29,6 +29,8 @@ type source interface {
 	// readAhead is how many bytes the kernel should ask for ahead of a program; 0 is
 	// its own choice.
 	readAhead() int
+	// rdma is what the data path has counted, if it is over RDMA and writes.
+	rdma() (verbs.Stats, bool)
 	close() error
 }
 
@@ -76,7 +78,10 @@ func (e *embedded) conn() rdmacache.Conn  { return e.c }
 func (e *embedded) done() <-chan struct{} { return nil }
 func (e *embedded) why() error            { return nil }
 func (e *embedded) readAhead() int        { return 0 }
-func (e *embedded) close() error          { return errors.Join(e.c.Close(), e.Pool.Close()) }
+
+func (e *embedded) rdma() (verbs.Stats, bool) { return verbs.Stats{}, false }
+
+func (e *embedded) close() error { return errors.Join(e.c.Close(), e.Pool.Close()) }
 
 // leased is a share of a memory node: with its lease, or of a session that only reads.
 type leased struct {
@@ -113,6 +118,13 @@ func (l leased) done() <-chan struct{} { return l.Done() }
 func (l leased) why() error            { return l.Err() }
 func (l leased) readAhead() int        { return farAhead }
 func (l leased) close() error          { return l.Close() }
+
+func (l leased) rdma() (verbs.Stats, bool) {
+	if l.holder == nil {
+		return verbs.Stats{}, false
+	}
+	return l.holder.RDMA()
+}
 
 // dialNode takes the lease of a share, or opens it to read beside whoever has that.
 func (o *options) dialNode(ctx context.Context, log *slog.Logger) (source, error) {

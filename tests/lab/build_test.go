@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/rpmemfs/rpmemfs/internal/pki"
 )
 
 // module is the root of the sources.
@@ -16,10 +18,11 @@ const module = "../.."
 
 // build builds all that runs in guests, and returns the files by their place there.
 func (l *lab) build(ctx context.Context) (map[string]string, error) {
-	env, err := l.rdmaEnvironment()
-	if err != nil {
+	if err := l.linkRDMA(); err != nil {
 		return nil, err
 	}
+	rdma := append(os.Environ(), "CGO_ENABLED=1", "CGO_CFLAGS=-O2 -isystem "+filepath.Join(l.sdk, "include"),
+		"CGO_LDFLAGS="+strings.Join(l.rdmaFlags(), " "))
 	static := append(os.Environ(), "CGO_ENABLED=0")
 	files := map[string]string{}
 	for _, b := range []struct {
@@ -28,8 +31,10 @@ func (l *lab) build(ctx context.Context) (map[string]string, error) {
 		argv []string // OUT stands for the file to be made
 	}{
 		{"init", static, []string{"go", "build", "-ldflags=-s -w", "-o", "OUT", "./tests/lab/guest"}},
-		{"lab/rpmemfs", static, []string{"go", "build", "-ldflags=-s -w", "-o", "OUT", "./cmd/rpmemfs"}},
-		{"lab/rpmemctl", static, []string{"go", "build", "-ldflags=-s -w", "-o", "OUT", "./cmd/rpmemctl"}},
+		{"lab/rpmemfs", rdma, []string{"go", "build", "-tags", "rdma,rdmaflush", "-ldflags=-s -w", "-o", "OUT", "./cmd/rpmemfs"}},
+		{"lab/rpmemctl", rdma, []string{"go", "build", "-tags", "rdma,rdmaflush", "-ldflags=-s -w", "-o", "OUT", "./cmd/rpmemctl"}},
+		{"lab/rpmemfs-noflush", rdma, []string{"go", "build", "-tags", "rdma", "-ldflags=-s -w", "-o", "OUT", "./cmd/rpmemfs"}},
+		{"lab/verbs.test", rdma, []string{"go", "test", "-c", "-tags", "rdma,rdmaflush", "-ldflags=-s -w", "-o", "OUT", "./rdmacache/verbs"}},
 		{"lab/bank", nil, []string{"gcc", "-std=c11", "-O2", "-static", "-o", "OUT", "examples/bank/bank.c"}},
 		{"lab/epochs", nil, []string{"gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-static", "-o", "OUT", "tests/lab/c/epochs.c"}},
 		{"lab/tsc", nil, []string{"gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-o", "OUT", "tests/lab/c/tsc.c"}},
@@ -48,68 +53,62 @@ func (l *lab) build(ctx context.Context) (map[string]string, error) {
 		}
 		files[b.name] = out
 	}
-	_ = env
 	ticks, err := exec.CommandContext(ctx, files["lab/tsc"]).Output()
 	if err == nil {
 		l.tsc, err = strconv.Atoi(strings.TrimSpace(string(ticks)))
 	}
-	return files, errors.Join(err, l.certify(ctx, files))
+	return files, errors.Join(err, l.certify(files))
 }
 
 // certify makes certificates of the nodes and adds them to files.
-func (l *lab) certify(ctx context.Context, files map[string]string) error {
-	pki := filepath.Join(l.dir, "pki")
-	for _, args := range [][]string{
-		{"init", pki},
-		{"issue", pki, "node", "--host", nodeHost},
-		{"issue", pki, "c", "--share", "bank"},
+func (l *lab) certify(files map[string]string) error {
+	dir := filepath.Join(l.dir, "pki")
+	if err := pki.Init(dir); err != nil {
+		return err
+	}
+	for _, r := range []pki.Request{
+		{Name: "node", Hosts: []string{nodeHost}},
+		{Name: "c", Shares: []pki.Grant{{Share: "bank"}}},
 	} {
-		out, err := exec.CommandContext(ctx, files["lab/rpmemctl"], append([]string{"pki"}, args...)...).CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("rpmemctl pki %s: %w: %s", args[0], err, out)
+		if _, err := pki.Issue(dir, r); err != nil {
+			return err
 		}
 	}
-	return filepath.WalkDir(pki, func(path string, d os.DirEntry, err error) error {
+	return filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
-			files["pki"+strings.TrimPrefix(path, pki)] = path
+			files["pki"+strings.TrimPrefix(path, dir)] = path
 		}
 		return err
 	})
 }
 
-// rdmaEnvironment returns the environment in which cgo finds the guests' rdma-core.
-func (l *lab) rdmaEnvironment() ([]string, error) {
-	include, lib := filepath.Join(l.dir, "include"), filepath.Join(l.dir, "lib")
-	for _, dir := range []string{include, lib} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			return nil, err
+// linkRDMA makes folders with nothing but the headers and libraries of the guests'
+// rdma-core: beside them in the userland are those of a newer C library than the host's
+// compiler is for. Their place stays the same, so that Go's build cache is of use.
+func (l *lab) linkRDMA() error {
+	l.sdk = strings.Replace(l.userland, trees.userland.Name, "sdk", 1)
+	usr := filepath.Join(l.userland, "usr")
+	const lib = "lib/x86_64-linux-gnu"
+	for name, target := range map[string]string{
+		"include/infiniband": filepath.Join(usr, "include/infiniband"),
+		"include/rdma":       filepath.Join(usr, "include/rdma"),
+		"lib/libibverbs.so":  filepath.Join(usr, lib, "libibverbs.so.1"),
+		"lib/librdmacm.so":   filepath.Join(usr, lib, "librdmacm.so.1"),
+	} {
+		link := filepath.Join(l.sdk, name)
+		if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+			return err
+		}
+		if err := os.Symlink(target, link); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
 		}
 	}
-	// Only these headers, and not those of the guests' C library beside them.
-	for _, name := range []string{"infiniband", "rdma"} {
-		if err := os.Symlink(filepath.Join(l.userland, "usr/include", name), filepath.Join(include, name)); err != nil {
-			return nil, err
-		}
-	}
-	for _, name := range []string{"libibverbs", "librdmacm"} {
-		from, err := filepath.Glob(filepath.Join(l.userland, "usr/lib/x86_64-linux-gnu", name+".so.1"))
-		if err != nil || len(from) != 1 {
-			return nil, fmt.Errorf("%s is not in the userland, %v", name, err)
-		}
-		if err := os.Symlink(from[0], filepath.Join(lib, name+".so")); err != nil {
-			return nil, err
-		}
-	}
-	return append(os.Environ(), "CGO_ENABLED=1",
-		"CGO_CFLAGS=-O2 -g -isystem "+include,
-		"CGO_LDFLAGS="+strings.Join(l.rdmaFlags(), " "),
-		"PKG_CONFIG=true",
-	), nil
+	return nil
 }
 
 // rdmaFlags are what a C compiler needs for the guests' rdma-core. What its libraries
 // need of a newer C library than the host's is found in the guest.
 func (l *lab) rdmaFlags(libraries ...string) []string {
-	return append([]string{"-isystem", filepath.Join(l.dir, "include"), "-L" + filepath.Join(l.dir, "lib"),
+	return append([]string{"-isystem", filepath.Join(l.sdk, "include"), "-L" + filepath.Join(l.sdk, "lib"),
 		"-Wl,--allow-shlib-undefined"}, libraries...)
 }

@@ -30,31 +30,76 @@ func newBank(s *site) *bank {
 	b := &bank{site: s, nodeConfig: s.memoryNode(), computeConfig: s.computeNode(2)}
 	machines := s.bootAll(b.nodeConfig, b.computeConfig)
 	b.node, b.compute = machines[0], machines[1]
-	s.run(b.node, "mke2fs", "-q", "-t", "ext4", "/dev/vda")
-	b.startNode("--device", "/dev/dax0.0")
+	s.formatDisk(b.node)
+	b.startNode()
 	b.startMount()
 	s.run(b.compute, "bank", "create", bankFile, accounts)
 	return b
 }
 
 // startNode serves the pool on the memory node, which has just booted.
-func (b *bank) startNode(args ...string) {
+func (b *bank) startNode() {
 	b.t.Helper()
-	b.run(b.node, "mkdir", "-p", "/pool")
-	b.run(b.node, "mount", "-t", "ext4", "/dev/vda", "/pool")
-	// A lease is longer than a machine takes to come back.
-	argv := append([]string{"rpmemfs", "serve", "--lease", "5m", "--pki", "/pki/node",
-		"--listen", nodeHost + ":7470", "--data", nodeHost + ":7471"}, args...)
-	b.serve = b.start(b.node, append(argv, "/pool/p")...)
-	b.match(b.serve, `(?m)^serving .*medium (.*); size`)
+	b.mountDisk(b.node)
+	b.serve = b.serving(b.node, "--device", "/dev/dax0.0", "/pool/p")
+}
+
+// The disk of a memory node has the directory of its pool, which has to be as durable as
+// the data.
+func (s *site) formatDisk(m *machine.Machine) {
+	s.t.Helper()
+	s.run(m, "mke2fs", "-q", "-t", "ext4", "/dev/vda")
+}
+
+// mountDisk mounts the disk at /pool.
+func (s *site) mountDisk(m *machine.Machine) {
+	s.t.Helper()
+	s.run(m, "mkdir", "-p", "/pool")
+	s.run(m, "mount", "-t", "ext4", "/dev/vda", "/pool")
 }
 
 // startMount mounts the share on the compute node, which has just booted.
 func (b *bank) startMount() {
 	b.t.Helper()
-	b.mount = b.start(b.compute, "rpmemfs", "mount", "--steal", "--pki", "/pki/c", "tcp://"+nodeHost+"/bank", "/mnt")
-	b.match(b.mount, `(?m)^mounted`)
+	b.mount = b.mounted(b.compute)
 }
+
+// serving starts a memory node.
+func (s *site) serving(m *machine.Machine, args ...string) *machine.Process {
+	s.t.Helper()
+	// A lease is longer than a machine takes to come back.
+	p := s.start(m, append([]string{"rpmemfs", "serve", "--lease", "10m", "--pki", "/pki/node",
+		"--listen", nodeHost + ":7470", "--data", nodeHost + ":7471", "--rdma", nodeHost + ":7472"}, args...)...)
+	s.match(p, `(?m)^serving `)
+	return p
+}
+
+// mounted mounts the share at /mnt, whoever has it now.
+func (s *site) mounted(m *machine.Machine) *machine.Process {
+	s.t.Helper()
+	return s.mountedBy(m, "rpmemfs", scheme)
+}
+
+// mountedBy is mounted by another program, or over another transport. A mount gives up
+// soon when the memory node does not answer, which on a busy host it may not.
+func (s *site) mountedBy(m *machine.Machine, program, scheme string, args ...string) *machine.Process {
+	s.t.Helper()
+	argv := append([]string{program, "mount", "--steal", "--pki", "/pki/c", scheme + "://" + nodeHost + "/bank", "/mnt"}, args...)
+	for ctx := s.ctx(); ; {
+		p := s.start(m, argv...)
+		_, err := p.Match(ctx, regexp.MustCompile(`(?m)^mounted`))
+		if err == nil {
+			return p
+		}
+		if ctx.Err() != nil || !strings.Contains(p.Stderr(), "does not answer") {
+			s.t.Fatal(err)
+		}
+		s.t.Log(err)
+	}
+}
+
+// scheme is how mounts reach the memory node.
+const scheme = "rdma"
 
 func (s *site) match(p *machine.Process, pattern string) []string {
 	s.t.Helper()
@@ -145,20 +190,20 @@ func TestCrash(t *testing.T) {
 // end stops everything in order, and checks the pool.
 func (b *bank) end() {
 	b.t.Helper()
-	for _, stop := range []struct {
-		p    *machine.Process
-		with syscall.Signal
-		want int
-	}{{b.program, syscall.SIGKILL, 128 + 9}, {b.mount, syscall.SIGTERM, 0}, {b.serve, syscall.SIGTERM, 0}} {
-		if err := stop.p.Signal(stop.with); err != nil {
-			b.t.Fatal(err)
-		}
-		if status, err := stop.p.Wait(b.ctx()); err != nil || status != stop.want {
-			b.t.Errorf("%s: exit status %d, %v, want %d; it said:\n%s", stop.p, status, err, stop.want, stop.p.Stderr())
-		}
-		if stop.p == b.program {
-			b.stopped()
-		}
-	}
+	b.stop(b.program, syscall.SIGKILL, 128+9)
+	b.stopped()
+	b.stop(b.mount, syscall.SIGTERM, 0)
+	b.stop(b.serve, syscall.SIGTERM, 0)
 	b.t.Log(b.run(b.node, "rpmemctl", "check", "--pool", "/pool/p"))
+}
+
+// stop sends a signal to a process, which has to end as expected.
+func (s *site) stop(p *machine.Process, with syscall.Signal, want int) {
+	s.t.Helper()
+	if err := p.Signal(with); err != nil {
+		s.t.Fatal(err)
+	}
+	if status, err := p.Wait(s.ctx()); err != nil || status != want {
+		s.t.Errorf("%s: exit status %d, %v, want %d; it said:\n%s", p, status, err, want, p.Stderr())
+	}
 }

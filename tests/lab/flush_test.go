@@ -64,10 +64,8 @@ func TestFlushIsSeen(t *testing.T) {
 	machines := s.bootAll(s.memoryNode(), s.computeNode(2))
 	m, c := machines[0], machines[1]
 	s.probeFlushes(m)
-	server := s.start(m, "/lab/flush", "serve", "/dev/dax0.0")
-	if _, err := server.Match(s.ctx(), regexp.MustCompile("serving")); err != nil {
-		t.Fatal(err)
-	}
+	server := s.start(m, "/lab/flush", "serve", "/dev/dax0.0", "0")
+	s.match(server, "^serving")
 	const pages = 50
 	for _, run := range []struct {
 		command string

@@ -45,12 +45,13 @@ type lab struct {
 	kernel   string
 	initrd   string
 	userland string
-	tsc      int // ticks in a millisecond
+	sdk      string // headers and libraries of the userland's rdma-core
+	tsc      int    // ticks in a millisecond
 }
 
 // patience is how long the lab waits for anything in a guest. Emulated machines are
 // slow, and the host may be busy.
-const patience = 2 * time.Minute
+const patience = 5 * time.Minute
 
 // theLab is made once in a run, by the first test that needs it.
 var theLab = sync.OnceValues(func() (*lab, error) {
@@ -112,26 +113,35 @@ func (l *lab) prepare(ctx context.Context) error {
 		fmt.Fprintf(os.Stderr, "lab: "+format+"\n", a...)
 	}}
 	var err error
-	if l.qemu.Root, err = cache.Unpack(ctx, trees.qemu); err != nil {
-		return err
-	}
-	kernel, err := cache.Unpack(ctx, trees.kernel)
-	if err != nil {
-		return err
-	}
 	if l.userland, err = cache.Unpack(ctx, trees.userland); err != nil {
 		return err
 	}
-	base, err := image.Build(ctx, dir, guestSpec(kernel, l.userland))
-	if err != nil {
-		return err
-	}
-	programs, err := l.build(ctx)
-	if err != nil {
+	// The compiler works while the rest is fetched.
+	var programs map[string]string
+	built := make(chan error, 1)
+	go func() {
+		var err error
+		programs, err = l.build(ctx)
+		built <- err
+	}()
+	base, err := l.fetchMachine(ctx, &cache)
+	if err := errors.Join(err, <-built); err != nil {
 		return err
 	}
 	l.kernel, l.initrd = base.Kernel, filepath.Join(l.dir, "initrd.cpio")
 	return base.Boot(l.initrd, programs)
+}
+
+// fetchMachine fetches QEMU and what guests boot.
+func (l *lab) fetchMachine(ctx context.Context, cache *debian.Cache) (image.Base, error) {
+	kernel, err := cache.Unpack(ctx, trees.kernel)
+	if err != nil {
+		return image.Base{}, err
+	}
+	if l.qemu.Root, err = cache.Unpack(ctx, trees.qemu); err != nil {
+		return image.Base{}, err
+	}
+	return image.Build(ctx, cache.Dir, guestSpec(kernel, l.userland))
 }
 
 // guestSpec says what a guest has besides the programs under test.

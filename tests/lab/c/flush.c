@@ -2,8 +2,8 @@
  * flush is RDMA persistence with nothing around it: what rpmemfs is measured
  * against, and a check that the lab counts flushes right.
  *
- *	flush serve DEVICE		register a device-dax device and let
- *					peers write to it
+ *	flush serve DEVICE OFFSET	register 4 MiB of a device-dax device from
+ *					OFFSET bytes on, and let peers write there
  *	flush write HOST N		write N pages, each with a FLUSH behind it
  *	flush write-only HOST N		the same without the FLUSH: a completion
  *					then says that the page has arrived, not
@@ -87,7 +87,7 @@ static struct rdma_cm_id *make_id(const char *host, int flags)
 	return id;
 }
 
-static void serve(const char *device)
+static void serve(const char *device, off_t offset)
 {
 	unsigned int access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE |
 			      IBV_ACCESS_FLUSH_PERSISTENT;
@@ -98,7 +98,7 @@ static void serve(const char *device)
 
 	if (fd < 0)
 		die(device);
-	mem = mmap(NULL, AREA, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	mem = mmap(NULL, AREA, PROT_READ | PROT_WRITE, MAP_SHARED, fd, offset);
 	if (mem == MAP_FAILED)
 		die("mmap");
 	puts("serving");
@@ -194,14 +194,14 @@ int main(int argc, char **argv)
 {
 	int pages = argc == 4 ? atoi(argv[3]) : 0;
 
-	if (argc == 3 && strcmp(argv[1], "serve") == 0)
-		serve(argv[2]);
+	if (argc == 4 && strcmp(argv[1], "serve") == 0)
+		serve(argv[2], atol(argv[3]));
 	else if (pages > 0 && strcmp(argv[1], "write") == 0)
 		write_pages(argv[2], pages, true);
 	else if (pages > 0 && strcmp(argv[1], "write-only") == 0)
 		write_pages(argv[2], pages, false);
 	else {
-		fprintf(stderr, "usage: flush serve DEVICE | "
+		fprintf(stderr, "usage: flush serve DEVICE OFFSET | "
 			"write HOST N | write-only HOST N\n");
 		return 2;
 	}

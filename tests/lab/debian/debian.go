@@ -47,8 +47,7 @@ type Tree struct {
 // attempt that was cut short leaves nothing that counts: the next one goes on with the
 // packages that have arrived whole.
 func (c *Cache) Unpack(ctx context.Context, t Tree) (string, error) {
-	sum := sha256.Sum256([]byte(c.Release + "\x00" + strings.Join(t.Packages, "\x00")))
-	root := filepath.Join(c.Dir, t.Name+"-"+hex.EncodeToString(sum[:4]))
+	root := filepath.Join(c.Dir, t.Name+"-"+digest(append([]string{c.Release}, t.Packages...)))
 	if _, err := os.Stat(root); err == nil {
 		return root, nil
 	}
@@ -67,6 +66,12 @@ func (c *Cache) Unpack(ctx context.Context, t Tree) (string, error) {
 		return "", fmt.Errorf("fetch %s: %w", t.Name, err)
 	}
 	return root, nil
+}
+
+// digest makes a short name of words.
+func digest(words []string) string {
+	sum := sha256.Sum256([]byte(strings.Join(words, "\x00")))
+	return hex.EncodeToString(sum[:4])
 }
 
 // fetch downloads and unpacks t, and moves the result to root when it is complete.
@@ -97,12 +102,7 @@ func (c *Cache) fetch(ctx context.Context, t Tree, root string) error {
 	if err := os.Rename(unfinished, root); err != nil {
 		return err
 	}
-	for _, deb := range debs {
-		if err := os.Remove(deb); err != nil {
-			return err
-		}
-	}
-	return nil
+	return os.RemoveAll(filepath.Dir(debs[0]))
 }
 
 // lock keeps other processes away from the folder.
@@ -232,7 +232,8 @@ func newer(a, b string) bool {
 // download brings the packages, and returns the files. apt checks their signatures and
 // sums, and keeps those that are here already.
 func (a *apt) download(ctx context.Context, tree string, names []string, alone bool) ([]string, error) {
-	dir := filepath.Join(a.dir, "debs-"+tree)
+	// What another attempt left is of use only if it was for the same packages.
+	dir := filepath.Join(a.dir, "debs-"+tree+"-"+digest(names))
 	if err := os.MkdirAll(filepath.Join(dir, "partial"), 0o755); err != nil {
 		return nil, err
 	}

@@ -11,6 +11,9 @@ import (
 // maxFrame is more than a packet with the largest MTU of the lab has.
 const maxFrame = 64 << 10
 
+// bulk is the size of a frame that carries data of pages, in bytes.
+const bulk = 1024
+
 // A Hub is the network between machines: an Ethernet switch, to which QEMU's "stream"
 // network cards connect by a unix socket. Nothing of it reaches the network of the host.
 //
@@ -23,7 +26,7 @@ type Hub struct {
 	mu    sync.Mutex
 	ports map[*port]bool
 	owner map[card]*port // which port a card was last seen at
-	sent  map[card]int   // RDMA packets with at least a page of payload
+	sent  map[card]int   // frames of at least bulk bytes
 }
 
 // A card is the hardware address of a network card.
@@ -97,7 +100,7 @@ func (h *Hub) forward(from *port, frame []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.owner[source] = from
-	if bulk(frame[4:]) {
+	if len(frame) >= bulk {
 		h.sent[source]++
 	}
 	if p := h.owner[to]; p != nil {
@@ -111,15 +114,7 @@ func (h *Hub) forward(from *port, frame []byte) {
 	}
 }
 
-// bulk tells whether a frame is an RDMA packet (RoCE v2: UDP to port 4791) that carries
-// data of pages.
-func bulk(frame []byte) bool {
-	const udp = 14 + 20 // behind Ethernet's header and IPv4's, which has no options here
-	return len(frame) > 1024 && frame[12] == 0x08 && frame[13] == 0x00 && frame[23] == 17 &&
-		binary.BigEndian.Uint16(frame[udp+2:]) == 4791
-}
-
-// Bulk is how many RDMA packets with data of pages a card has sent.
+// Bulk is how many frames that carry data of pages a card has sent.
 func (h *Hub) Bulk(n int) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -122,6 +122,21 @@ func (s *site) ctx() context.Context {
 	return ctx
 }
 
+// until waits for a condition outside of a guest.
+func (s *site) until(what string, done func() bool) {
+	s.t.Helper()
+	ctx := s.ctx()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			s.t.Fatalf("%s: %v", what, context.Cause(ctx))
+		}
+	}
+}
+
 // run runs a program in a machine, which has to succeed.
 func (s *site) run(m *machine.Machine, argv ...string) string {
 	s.t.Helper()
@@ -144,16 +159,4 @@ func (s *site) start(m *machine.Machine, argv ...string) *machine.Process {
 		s.t.Fatal(err)
 	}
 	return p
-}
-
-// Machines boot, see each other, and have RDMA and persistent memory. What an NVDIMM
-// holds survives the machine.
-func TestBoot(t *testing.T) {
-	s := newSite(t)
-	cfg := s.memoryNode()
-	machines := s.bootAll(cfg, s.computeNode(2))
-	m, c := machines[0], machines[1]
-	t.Log(s.run(m, "sh", "-c", "uname -a; rdma link"))
-	s.run(c, "ping", "-c", "1", "-w", "30", nodeHost)
-	s.run(m, "test", "-c", "/dev/dax0.0")
 }

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -55,25 +57,34 @@ const patience = 5 * time.Minute
 
 // theLab is made once in a run, by the first test that needs it.
 var theLab = sync.OnceValues(func() (*lab, error) {
-	dir, err := os.MkdirTemp("", "rpmemfs-lab-")
-	if err != nil {
-		return nil, err
-	}
-	l := &lab{dir: dir}
-	runDir = dir
+	l := &lab{dir: runDir}
 	return l, l.prepare(context.Background())
 })
 
-var runDir string // to be removed; written by theLab, read when the tests have ended
+var runDir string // set by TestMain before any test runs
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if !*labFlag {
+		os.Exit(m.Run())
+	}
+	var err error
+	if runDir, err = os.MkdirTemp("", "rpmemfs-lab-"); err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		os.Exit(1)
+	}
+	// The machines end with this process; its files do not.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		<-signals
+		_ = os.RemoveAll(runDir) // machines may still write; what is left is in /tmp
+		os.Exit(1)
+	}()
 	code := m.Run()
-	if runDir != "" {
-		if err := os.RemoveAll(runDir); err != nil {
-			fmt.Fprintln(os.Stderr, "lab:", err)
-			code = 1
-		}
+	if err := os.RemoveAll(runDir); err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		code = 1
 	}
 	os.Exit(code)
 }

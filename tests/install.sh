@@ -22,6 +22,7 @@ if [[ ${1:-all} == all ]]; then
 		memcached:memcached
 		libpmemobj-dev:/usr/include/libpmemobj.h
 		pkg-config:pkg-config
+		xz-utils:xz
 		libibverbs-dev:/usr/include/infiniband/verbs.h
 		librdmacm-dev:/usr/include/rdma/rdma_cma.h
 	)

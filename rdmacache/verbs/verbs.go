@@ -95,7 +95,7 @@ type Session interface {
 // Sessions knows the sessions of a memory node.
 type Sessions interface {
 	// Take returns the session of a token that was given out for one connection; the token
-	// is of no use any more. An error that matches rdmacache.ErrFenced is final for the
+	// is of no use any more. What it returns for one session is equal, as a map's key. An error that matches rdmacache.ErrFenced is final for the
 	// client, any other one means that it may try again with another token.
 	Take(token [32]byte) (Session, error)
 }

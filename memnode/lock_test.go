@@ -42,3 +42,20 @@ func TestHolderIsAwaited(t *testing.T) {
 	}
 	wantErr(t, "await who was killed", before.await(20*time.Second), nil) // it is a zombie
 }
+
+// Who closed the pool is not waited for, though its process goes on.
+func TestCloserIsNotAwaited(t *testing.T) {
+	dir := newPoolDir(t)
+	p := openPool(t, dir)
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f, before, err := lockPool(filepath.Join(dir, lockFile), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	if before != (holder{}) {
+		t.Errorf("the lock names %+v", before)
+	}
+}

@@ -167,6 +167,9 @@ func (p *Pool) Close() error {
 	}
 	err := errors.Join(p.meta.close(), p.media.Close())
 	if p.lock != nil {
+		if !p.readOnly {
+			err = errors.Join(err, p.lock.Truncate(0)) // nothing of this process reaches the pool
+		}
 		err = errors.Join(err, p.lock.Close())
 	}
 	if err != nil {

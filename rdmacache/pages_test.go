@@ -190,8 +190,8 @@ func TestReadsMerge(t *testing.T) {
 	if err := errors.Join(first(), second()); err != nil {
 		t.Errorf("after a read that failed once: %v", err)
 	}
-	if reads, _ := s.count(); reads != 3 {
-		t.Errorf("%d reads, want the one that failed and one each", reads)
+	if reads, _ := s.count(); reads != 2 && reads != 3 {
+		t.Errorf("%d reads, want the one that failed, and another one of each or for both", reads)
 	}
 }
 

@@ -156,9 +156,9 @@ func TestReadsMerge(t *testing.T) {
 	s.until(t, 1)
 	merged := func(n uint64) {
 		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); s.pages.Stats().Merged != n; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(20 * time.Second); s.pages.Stats().Merged < n; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
-				t.Fatalf("%+v, want %d merged", s.pages.Stats(), n)
+				t.Fatalf("%+v, want %d merged at least", s.pages.Stats(), n)
 			}
 		}
 	}

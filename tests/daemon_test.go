@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -78,6 +79,9 @@ func prepareMount(t *testing.T, dir string, args ...string) *mount {
 	if *nodeFlag {
 		n := newNode(t, dir, nil)
 		m.source = "tcp://127.0.0.1:" + n.control
+		if i := slices.Index(args, "--size"); i >= 0 { // the memory node's pool has its own
+			args = slices.Delete(slices.Clone(args), i, i+2)
+		}
 		m.args = append([]string{"--insecure", "--steal"}, args...)
 	}
 	t.Cleanup(func() {

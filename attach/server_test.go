@@ -199,7 +199,12 @@ func TestDrain(t *testing.T) {
 	other := join(t, path, r, parks, ring.MinFrames)
 	other.store(2, 2)
 	other.detach()
-	eventually(t, "one member", func() bool { st, _ := s.Status(testIno); return len(st.Members) == 1 })
+	eventually(t, "one member, which alone has the file open", func() bool {
+		st, _ := s.Status(testIno)
+		attached := 0
+		r.set(func() { attached = r.attached })
+		return len(st.Members) == 1 && attached == 1
+	})
 	drained(m, true)
 	drained(m, false)
 

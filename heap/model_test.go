@@ -82,7 +82,7 @@ func (m *model) alloc(t *testing.T) {
 	align := m.align()
 	var err error
 	if b.off, err = m.cache().AllocAligned(b.size, align); err != nil {
-		if errors.Is(err, heap.ErrNoSpace) && b.size > 1<<20 {
+		if m.full(err, b.size) {
 			return
 		}
 		t.Fatalf("%v (-seed %d)", err, *seed)
@@ -96,6 +96,19 @@ func (m *model) alloc(t *testing.T) {
 	m.usable(t, &b)
 	m.fill(b)
 	m.blocks = append(m.blocks, b)
+}
+
+// modelLimit is how large the region of a model becomes.
+const modelLimit = 2 << 30
+
+// full reports whether an allocation may fail so: in a heap with room for hundreds of
+// MiB, that of a large block; of any block, where blocks take up more than half.
+func (m *model) full(err error, size uint64) bool {
+	var live uint64
+	for _, b := range m.blocks {
+		live += b.usable
+	}
+	return errors.Is(err, heap.ErrNoSpace) && (size > 1<<20 || live > modelLimit/2)
 }
 
 func (m *model) usable(t *testing.T, b *modelBlock) {
@@ -115,7 +128,7 @@ func (m *model) realloc(t *testing.T, i int) {
 	}
 	off, err := m.cache().Realloc(b.off, size)
 	if err != nil {
-		if errors.Is(err, heap.ErrNoSpace) && size > 1<<20 {
+		if m.full(err, size) {
 			return
 		}
 		t.Fatalf("%v (-seed %d)", err, *seed)
@@ -178,7 +191,7 @@ func TestModel(t *testing.T) {
 			if testing.Short() {
 				steps, every = 40_000, 4_000
 			}
-			r := newRegion(t, 8<<20, 2<<30)
+			r := newRegion(t, 8<<20, modelLimit)
 			m := &model{h: r.create(t, heap.Options{Guards: guards}), rng: newRand(), guards: guards}
 			for range 3 {
 				c, err := m.h.Cache()

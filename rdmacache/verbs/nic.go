@@ -92,7 +92,7 @@ type Domain interface {
 	Close() error
 }
 
-// An Access says what peers may do with an MR. Its owner may read and write it.
+// An Access says what peers may do with an MR. Its owner may read, write, and READ into it.
 type Access uint8
 
 // The accesses of peers.

@@ -31,6 +31,9 @@ int shim_register(struct ibv_pd *pd, uint64_t address, uint64_t size, int read, 
 			return flags;
 		access |= (unsigned)flags;
 	}
+	/* On iWARP what answers a READ is a write of the peer's (RFC 5040). */
+	if (!read && !write && pd->context->device->transport_type == IBV_TRANSPORT_IWARP)
+		access |= IBV_ACCESS_REMOTE_WRITE;
 	/* Never on demand: then the device would take a flush of any memory. */
 	*out = ibv_reg_mr(pd, (void *)(uintptr_t)address, (size_t)size, access);
 	return *out ? 0 : -errno;

@@ -40,13 +40,16 @@ type Base struct {
 	Initrd string // path of the initramfs
 }
 
+// version counts what Build has made of the same Spec.
+const version = 2
+
 // Build returns the image of s, made below dir unless it is there.
 func Build(ctx context.Context, dir string, s Spec) (Base, error) {
 	text, err := json.Marshal(s)
 	if err != nil {
 		return Base{}, err
 	}
-	sum := sha256.Sum256(text)
+	sum := sha256.Sum256(fmt.Appendf(text, "%d", version))
 	dir = filepath.Join(dir, "image-"+hex.EncodeToString(sum[:4]))
 	b := Base{Kernel: filepath.Join(dir, "vmlinux"), Initrd: filepath.Join(dir, "initrd.cpio")}
 	if _, err := os.Stat(dir); err == nil {

@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -151,17 +152,38 @@ func words(list *regexp.Regexp, code []byte) []string {
 	return all
 }
 
-// module reads a module and decompresses it.
+// module reads a module and decompresses it. Its signature is left out: an emulated machine
+// takes long to verify one.
 func (k *kernel) module(ctx context.Context, name string) ([]byte, error) {
 	path, ok := k.files[name]
 	if !ok {
 		return nil, fmt.Errorf("kernel %s has no module %s", k.release(), name)
 	}
+	var code []byte
+	var err error
 	switch filepath.Ext(path) {
 	case ".xz":
-		return exec.CommandContext(ctx, "xz", "-dc", path).Output()
+		code, err = exec.CommandContext(ctx, "xz", "-dc", path).Output()
 	case ".zst":
-		return exec.CommandContext(ctx, "zstd", "-dcq", path).Output()
+		code, err = exec.CommandContext(ctx, "zstd", "-dcq", path).Output()
+	default:
+		code, err = os.ReadFile(path)
 	}
-	return os.ReadFile(path)
+	return unsigned(code), err
+}
+
+// unsigned returns a module without the signature at its end (linux/include/linux/
+// module_signature.h): that is followed by 12 bytes, of which the last 4 are its length,
+// big-endian, and by a mark.
+func unsigned(code []byte) []byte {
+	const mark, trailer = "~Module signature appended~\n", 12
+	rest, ok := bytes.CutSuffix(code, []byte(mark))
+	if !ok || len(rest) < trailer {
+		return code
+	}
+	size := int64(binary.BigEndian.Uint32(rest[len(rest)-4:]))
+	if size > int64(len(rest)-trailer) {
+		return code
+	}
+	return rest[:int64(len(rest)-trailer)-size]
 }

@@ -26,14 +26,19 @@ var (
 )
 
 // The Debian release that the guests consist of: the first one with FLUSH in its kernel
-// and in rdma-core.
-const release = "trixie"
+// and in rdma-core. The kernel of the one before has neither FLUSH nor ATOMIC WRITE.
+const (
+	release    = "trixie"
+	oldRelease = "bookworm"
+)
 
 // trees are the packages that the lab consists of.
-var trees = struct{ qemu, kernel, userland debian.Tree }{
+var trees = struct{ qemu, kernel, oldKernel, userland debian.Tree }{
 	qemu: debian.Tree{Name: "qemu", Packages: []string{"qemu-system-x86"}},
 	kernel: debian.Tree{Name: "kernel", Alone: true,
 		Packages: []string{`^linux-image-6\.12\.[0-9]+\+deb[0-9]+-amd64$`}},
+	oldKernel: debian.Tree{Name: "old-kernel", Alone: true,
+		Packages: []string{`^linux-image-6\.1\.0-[0-9]+-amd64$`}},
 	userland: debian.Tree{Name: "userland", Packages: []string{
 		"ibverbs-providers", "librdmacm1t64", "libibverbs-dev", "librdmacm-dev",
 		"perftest", "iproute2", "busybox-static", "e2fsprogs",
@@ -44,12 +49,15 @@ var trees = struct{ qemu, kernel, userland debian.Tree }{
 type lab struct {
 	dir      string // of this run; removed at its end
 	qemu     machine.QEMU
-	kernel   string
-	initrd   string
+	system   system // what a machine boots unless it is said otherwise
+	old      func() (system, error)
 	userland string
 	sdk      string // headers and libraries of the userland's rdma-core
 	tsc      int    // ticks in a millisecond
 }
+
+// A system is what a machine boots.
+type system struct{ kernel, initrd string }
 
 // patience is how long the lab waits for anything in a guest. Emulated machines are
 // slow, and the host may be busy.
@@ -120,9 +128,8 @@ func (l *lab) prepare(ctx context.Context) error {
 		}
 		dir = filepath.Join(parent, "rpmemfs-lab")
 	}
-	cache := debian.Cache{Dir: dir, Release: release, Log: func(format string, a ...any) {
-		fmt.Fprintf(os.Stderr, "lab: "+format+"\n", a...)
-	}}
+	say := func(format string, a ...any) { fmt.Fprintf(os.Stderr, "lab: "+format+"\n", a...) }
+	cache := debian.Cache{Dir: dir, Release: release, Log: say}
 	var err error
 	if l.userland, err = cache.Unpack(ctx, trees.userland); err != nil {
 		return err
@@ -139,8 +146,29 @@ func (l *lab) prepare(ctx context.Context) error {
 	if err := errors.Join(err, <-built); err != nil {
 		return err
 	}
-	l.kernel, l.initrd = base.Kernel, filepath.Join(l.dir, "initrd.cpio")
-	return base.Boot(l.initrd, programs)
+	l.system = system{base.Kernel, filepath.Join(l.dir, "initrd.cpio")}
+	l.old = sync.OnceValues(func() (system, error) {
+		cache := debian.Cache{Dir: dir, Release: oldRelease, Log: say}
+		return l.fetchOld(&cache, programs)
+	})
+	go func() { _, _ = l.old() }() // while the first tests run; the one that needs it takes the error
+	return base.Boot(l.system.initrd, programs)
+}
+
+// fetchOld fetches the older kernel, and makes a system of it with the same programs.
+func (l *lab) fetchOld(cache *debian.Cache, programs map[string]string) (system, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	kernel, err := cache.Unpack(ctx, trees.oldKernel)
+	if err != nil {
+		return system{}, err
+	}
+	base, err := image.Build(ctx, cache.Dir, guestSpec(kernel, l.userland))
+	if err != nil {
+		return system{}, err
+	}
+	old := system{base.Kernel, filepath.Join(l.dir, "old-initrd.cpio")}
+	return old, base.Boot(old.initrd, programs)
 }
 
 // fetchMachine fetches QEMU and what guests boot.

@@ -13,46 +13,74 @@ import (
 // the memory node's log. Whatever it is, what a program commits is there when the memory
 // node's process was killed, or is not promised to be.
 func TestMethods(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
-	fsdax := s.memoryNode()
-	fsdax.Name, fsdax.NVDIMMMode = "mfs", "fsdax"
-	nodes := map[string]machine.Config{"devdax": s.memoryNode(), "fsdax": fsdax}
-	compute := s.boot(s.computeNode(2))
-	for _, group := range []struct {
-		node   string
-		places []place
-	}{
-		{"devdax", []place{
-			{name: "devdax", serve: []string{"--device", "/dev/dax0.0", "/pool/p"}, method: "flush", kernel: true},
-			{name: "the operator trusts the processor only", serve: []string{"--persistence", "cpu", "/pool/p"},
-				method: "cpu", because: "operator", node: true},
-			{name: "a compute node without FLUSH", serve: []string{"/pool/p"}, program: "rpmemfs-noflush",
-				method: "cpu", because: "FLUSH", node: true},
-			{name: "tmpfs", serve: []string{"--size", "32MiB", "/dev/shm/p"}, method: "read", because: "volatile"},
-		}},
-		{"fsdax", []place{
-			{name: "ext4-dax", serve: []string{"--size", "32MiB", "/pmem/p"}, method: "message", because: "does not register", node: true},
-		}},
-	} {
-		m := s.boot(nodes[group.node])
-		s.probeFlushes(m)
-		switch group.node {
-		case "devdax":
-			s.formatDisk(m)
-			s.mountDisk(m)
-		case "fsdax":
-			s.run(m, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "/dev/pmem0")
-			s.run(m, "mkdir", "/pmem")
-			s.run(m, "mount", "-t", "ext4", "-o", "dax=always", "/dev/pmem0", "/pmem")
+	node := s.memoryNode()
+	machines := s.bootAll(s.computeNode(2), node)
+	compute := machines[0]
+
+	m := machines[1]
+	s.probeFlushes(m)
+	s.formatDisk(m)
+	s.mountDisk(m)
+	s.methods(m, compute, []place{
+		{name: "devdax", serve: []string{"--device", "/dev/dax0.0", "/pool/p"}, method: "flush", kernel: true},
+		{name: "the operator trusts the processor only", serve: []string{"--persistence", "cpu", "/pool/p"},
+			method: "cpu", because: "operator", node: true},
+		{name: "a compute node without FLUSH", serve: []string{"/pool/p"}, program: "rpmemfs-noflush",
+			method: "cpu", because: "the client's device has no FLUSH", node: true},
+		{name: "tmpfs", serve: []string{"--size", "32MiB", "/dev/shm/p"}, method: "read", because: "volatile"},
+	})
+	s.doctor(m, "rxe0 (eth0) has RDMA FLUSH", "become persistent by RDMA FLUSH, without this machine's processor")
+	s.run(m, "/init", "nvdimm", "fsdax")
+	s.run(m, "mke2fs", "-q", "-t", "ext4", "-b", "4096", "/dev/pmem0")
+	s.run(m, "mkdir", "/pmem")
+	s.run(m, "mount", "-t", "ext4", "-o", "dax=always", "/dev/pmem0", "/pmem")
+	s.methods(m, compute, []place{
+		{name: "ext4-dax", serve: []string{"--size", "32MiB", "/pmem/p"}, method: "message", because: "does not register", node: true},
+	})
+	m.Kill()
+
+	// A device that is too old: the Soft-RoCE of a kernel before FLUSH and ATOMIC WRITE.
+	system, err := s.l.old()
+	if err != nil {
+		t.Fatal(err)
+	}
+	node.Name, node.Kernel, node.Initrd = "mold", system.kernel, system.initrd
+	m = s.boot(node)
+	s.probeFlushes(m)
+	s.formatDisk(m)
+	s.mountDisk(m)
+	s.doctor(m, "rxe0 (eth0) has no RDMA FLUSH", "become persistent by this machine's processor", "--persistence adr-no-ddio")
+	s.methods(m, compute, []place{
+		{name: "too old a device", serve: []string{"--device", "/dev/dax0.0", "/pool/p"},
+			method: "cpu", because: "device rxe0 has no FLUSH", node: true},
+		{name: "too old a device, and what arrives is persistent", serve: []string{"--persistence", "adr-no-ddio", "/pool/p"},
+			method: "read", because: "device rxe0 has no FLUSH"},
+	})
+}
+
+func (s *site) methods(m, compute *machine.Machine, places []place) {
+	for _, p := range places {
+		s.t.Run(p.name, func(t *testing.T) {
+			at := *s
+			at.t = t
+			at.method(m, compute, p)
+		})
+	}
+}
+
+// doctor looks for what rpmemctl doctor says in a machine, which has faults of its own.
+func (s *site) doctor(m *machine.Machine, want ...string) {
+	s.t.Helper()
+	p := s.start(m, "rpmemctl", "doctor")
+	if _, err := p.Wait(s.ctx()); err != nil {
+		s.t.Fatal(err)
+	}
+	for _, text := range want {
+		if !strings.Contains(p.Stdout(), text) {
+			s.t.Errorf("rpmemctl doctor: want %q in\n%s%s", text, p.Stdout(), p.Stderr())
 		}
-		for _, p := range group.places {
-			t.Run(p.name, func(t *testing.T) {
-				at := *s
-				at.t = t
-				at.method(m, compute, p)
-			})
-		}
-		m.Kill()
 	}
 }
 

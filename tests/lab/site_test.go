@@ -92,7 +92,10 @@ func (s *site) bootAll(configs ...machine.Config) []*machine.Machine {
 	ctx := s.ctx()
 	var wg sync.WaitGroup
 	for i, cfg := range configs {
-		cfg.QEMU, cfg.Kernel, cfg.Initrd, cfg.Dir = s.l.qemu, s.l.kernel, s.l.initrd, s.dir
+		cfg.QEMU, cfg.Dir = s.l.qemu, s.dir
+		if cfg.Kernel == "" {
+			cfg.Kernel, cfg.Initrd = s.l.system.kernel, s.l.system.initrd
+		}
 		cfg.Memory, cfg.TSC = 768, s.l.tsc
 		wg.Go(func() { machines[i], errs[i] = machine.Start(ctx, cfg) })
 	}

@@ -1,5 +1,7 @@
 // Command guest is the first process of a guest of the lab: it sets the machine up and
 // then starts processes as the lab asks.
+//
+//	/init nvdimm MODE	give the NVDIMM another mode: devdax or fsdax
 package main
 
 import (
@@ -14,6 +16,13 @@ import (
 const path = "/usr/sbin:/usr/bin:/lab:/busybox"
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == "nvdimm" {
+		if err := nvdimm(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "nvdimm:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if os.Getpid() != 1 {
 		serve()
 		return

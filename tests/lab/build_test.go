@@ -34,6 +34,7 @@ func (l *lab) build(ctx context.Context) (map[string]string, error) {
 		{"lab/rpmemfs", rdma, []string{"go", "build", "-tags", "rdma,rdmaflush", "-ldflags=-s -w", "-o", "OUT", "./cmd/rpmemfs"}},
 		{"lab/rpmemctl", rdma, []string{"go", "build", "-tags", "rdma,rdmaflush", "-ldflags=-s -w", "-o", "OUT", "./cmd/rpmemctl"}},
 		{"lab/rpmemfs-noflush", rdma, []string{"go", "build", "-tags", "rdma", "-ldflags=-s -w", "-o", "OUT", "./cmd/rpmemfs"}},
+		{"lab/commit", rdma, []string{"go", "build", "-tags", "rdma,rdmaflush", "-ldflags=-s -w", "-o", "OUT", "./tests/lab/commit"}},
 		{"lab/verbs.test", rdma, []string{"go", "test", "-c", "-tags", "rdma,rdmaflush", "-ldflags=-s -w", "-o", "OUT", "./rdmacache/verbs"}},
 		{"lab/bank", nil, []string{"gcc", "-std=c11", "-O2", "-static", "-o", "OUT", "examples/bank/bank.c"}},
 		{"lab/epochs", nil, []string{"gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-static", "-o", "OUT", "tests/lab/c/epochs.c"}},
@@ -68,7 +69,7 @@ func (l *lab) certify(files map[string]string) error {
 	}
 	for _, r := range []pki.Request{
 		{Name: "node", Hosts: []string{nodeHost}},
-		{Name: "c", Shares: []pki.Grant{{Share: "bank"}}},
+		{Name: "c", Shares: []pki.Grant{{Share: "bank"}, {Share: "bare"}}},
 	} {
 		if _, err := pki.Issue(dir, r); err != nil {
 			return err

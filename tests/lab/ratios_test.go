@@ -63,17 +63,7 @@ func TestRatios(t *testing.T) {
 			best.take(name, number(t, out, `(?m)^`+name+`: (\d+) ns`))
 		}
 	}
-	for _, name := range []string{"1 MiB, mount", "1 MiB, 4096 at a time", "1 MiB, 1048576 at a time"} {
-		t.Logf("push of %s: %.1f MiB/s; ib_write_bw of 64 KiB: %.1f MiB/s; ratio %.2f", name, 1e9/best[name], 1e9/best["ib_write_bw"], best["ib_write_bw"]/best[name])
-	}
-	for _, name := range []string{"page, mount", "page, small file", "page, large file"} {
-		t.Logf("commit of a %s: %.0f us", name, best[name]/1e3)
-		for _, how := range []string{"write", "write-sleep", "commit"} {
-			t.Logf("... by hand, flush %s: %.0f us; ratio %.2f", how, best["C, "+how]/1e3, best[name]/best["C, "+how])
-		}
-	}
-	t.Logf("without a network a mount takes %.0f us for a page and %.0f us for 1 MiB, over RDMA %.0f us and %.0f us",
-		best["page, mount of its own pool"]/1e3, best["1 MiB, mount of its own pool"]/1e3, best["page, mount"]/1e3, best["1 MiB, mount"]/1e3)
+	best.report(t)
 	t.Logf("processor time of the memory node's process for a page: %.1f us over %s, %.1f us over tcp", spent[scheme], scheme, spent["tcp"])
 	t.Logf("for a commit of one page: %.2f round trips, %.2f calls into rdma-core", counted.roundTrips/counted.commits, counted.calls/counted.commits)
 	if spent[scheme] > spent["tcp"]/10 {
@@ -93,6 +83,20 @@ func (t times) take(what string, ns float64) {
 	if old, ok := t[what]; !ok || ns < old {
 		t[what] = ns
 	}
+}
+
+func (best times) report(t *testing.T) {
+	for _, name := range []string{"1 MiB, mount", "1 MiB, 4096 at a time", "1 MiB, 1048576 at a time"} {
+		t.Logf("push of %s: %.1f MiB/s; ib_write_bw of 64 KiB: %.1f MiB/s; ratio %.2f", name, 1e9/best[name], 1e9/best["ib_write_bw"], best["ib_write_bw"]/best[name])
+	}
+	for _, name := range []string{"page, mount", "page, small file", "page, large file"} {
+		t.Logf("commit of a %s: %.0f us", name, best[name]/1e3)
+		for _, how := range []string{"write", "write-sleep", "commit"} {
+			t.Logf("... by hand, flush %s: %.0f us; ratio %.2f", how, best["C, "+how]/1e3, best[name]/best["C, "+how])
+		}
+	}
+	t.Logf("without a network a mount takes %.0f us for a page and %.0f us for 1 MiB, over RDMA %.0f us and %.0f us",
+		best["page, mount of its own pool"]/1e3, best["1 MiB, mount of its own pool"]/1e3, best["page, mount"]/1e3, best["1 MiB, mount"]/1e3)
 }
 
 // rdmaCounts are what a mount over RDMA counts.

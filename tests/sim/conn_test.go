@@ -12,6 +12,7 @@ import (
 // A conn is one end of a connection.
 type conn struct {
 	host          *host
+	no            int // counts those of the network
 	in, out       *pipe
 	local, remote net.Addr
 	server        bool

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -169,7 +170,7 @@ func (w *world) last(rng *rand.Rand, kind string) {
 			t.abandon()
 			continue
 		}
-		for name := range t.handles {
+		for _, name := range slices.Sorted(maps.Keys(t.handles)) {
 			if _, err := t.volume.Check(ctx, t.handles[name].Ino(), nil); err != nil {
 				w.fail("%s: check %s: %v", s.name, name, err)
 			}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -26,6 +27,7 @@ type network struct {
 	rng       *rand.Rand
 	listeners map[int]*listener
 	conns     map[*conn]struct{} // the hosts' ends
+	made      int                // counts connections
 	plugged   map[string]*host   // those with a device, by name
 	nodeNIC   *model.Host        // of the life of the memory node that runs
 
@@ -154,6 +156,7 @@ func (n *network) connsOf(h *host) (conns []*conn) {
 			conns = append(conns, c)
 		}
 	}
+	slices.SortFunc(conns, func(a, b *conn) int { return a.no - b.no })
 	return conns
 }
 
@@ -278,6 +281,8 @@ func (h *host) connect(port int) (net.Conn, error) {
 	default:
 		return nil, refused
 	}
+	n.made++
+	client.no = n.made
 	n.conns[client] = struct{}{}
 	return client, nil
 }

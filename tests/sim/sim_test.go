@@ -24,11 +24,12 @@
 //
 // In the end every share is taken over without faults, read, checked and written.
 //
-// A seed decides what a schedule does and when. It does not decide everything: the
-// goroutines of a bubble run in parallel, so which of two events at the same moment of
-// the bubble's clock comes first, and what numbers the tokens and connections get, is
-// open, and a small difference grows. So a seed that failed plays a schedule of the
-// same kind, not the same run; what happened is printed with the failure.
+// A seed decides what a schedule does and when. Goroutines run in parallel, though: which of
+// two events at the same moment of the bubble's clock comes first is open, and a small
+// difference grows. So a seed that failed plays a schedule of the same kind, not the same run;
+// what happened is printed with the failure. With -apart each schedule has a process for
+// itself, one goroutine runs at a time, and the runtime draws its random numbers from the seed,
+// too: of 150 runs 149 repeated exactly. -replay says whether one does. Twice the time is its price.
 //
 // A goroutine that waits for a mutex keeps the clock of its bubble from moving. Some
 // mutexes are held across the network, so a session makes one call at a time, and the
@@ -36,11 +37,13 @@
 package sim
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -53,6 +56,9 @@ var (
 	schedules = flag.Int("schedules", 250, "schedules that TestSchedules plays")
 	onlyPath  = flag.String("path", "", "data path of all schedules: tcp, or flush, read or cpu over RDMA; empty: by the seed")
 	story     = flag.Bool("story", false, "print what happens in each schedule")
+	processes = flag.Bool("apart", false, "play each schedule in a process of its own, where most repeat exactly")
+	replay    = flag.Int("replay", 0, "with -apart: play each schedule this often once more, and say how many are the same")
+	alone     = flag.Bool("alone", false, "for TestAlone: play the schedule of -seed in this process")
 )
 
 // patience bounds one schedule, on the clock of the wall.
@@ -61,6 +67,7 @@ const patience = 2 * time.Minute
 func TestSchedules(t *testing.T) {
 	var next atomic.Int64
 	counts := &counts{}
+	var repeated atomic.Int64
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // much garbage, little memory
 	began := time.Now()
 	t.Run("all", func(t *testing.T) {
@@ -68,11 +75,18 @@ func TestSchedules(t *testing.T) {
 			t.Run("", func(t *testing.T) {
 				t.Parallel()
 				for i := int(next.Add(1)) - 1; i < *schedules && !t.Failed(); i = int(next.Add(1)) - 1 {
-					play(t, *seed+uint64(i), counts)
+					if *processes {
+						playApart(t, *seed+uint64(i), counts, &repeated)
+					} else {
+						play(t, *seed+uint64(i), counts)
+					}
 				}
 			})
 		}
 	})
+	if *replay > 0 {
+		t.Logf("%d of %d schedules repeated exactly, each of %d times", repeated.Load(), *schedules, *replay)
+	}
 	t.Logf("%v: %s", time.Since(began).Round(time.Second/10), counts)
 	if missed := counts.missed(); missed != "" && *schedules >= 200 && *onlyPath == "" && !t.Failed() {
 		t.Errorf("the schedules never reached: %s", missed)
@@ -94,12 +108,50 @@ func play(t *testing.T, seed uint64, counts *counts) {
 	defer hung.Stop()
 	synctest.Test(t, func(t *testing.T) {
 		failures, trace := run(dir, seed, counts)
-		if len(failures) > 0 {
-			t.Errorf("-schedules 1 -seed %d: %s\n%s", seed, strings.Join(failures, "\n"), strings.Join(trace, "\n"))
-		} else if *story {
-			t.Log(strings.Join(trace, "\n"))
-		}
+		report(t, fmt.Sprintf("-schedules 1 -seed %d", seed), failures, trace)
 	})
+}
+
+// playApart plays one schedule in a process of its own, and again for each -replay.
+func playApart(t *testing.T, seed uint64, counts *counts, repeated *atomic.Int64) {
+	var first *outcome
+	same, failed := 0, 0
+	for i := range 1 + *replay {
+		dir, err := os.MkdirTemp(memoryDir(), "rpmemfs-sim")
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, err := apart(dir, seed)
+		if err := errors.Join(err, os.RemoveAll(dir)); err != nil {
+			t.Errorf("-apart -schedules 1 -seed %d: %v", seed, err)
+			return
+		}
+		if len(o.Failures) > 0 {
+			failed++
+		}
+		if i == 0 {
+			first = o
+			counts.add(o.Counts)
+		}
+		if slices.Equal(o.Trace, first.Trace) {
+			same++
+		}
+		report(t, fmt.Sprintf("-apart -schedules 1 -seed %d", seed), o.Failures, o.Trace)
+	}
+	if same == 1+*replay {
+		repeated.Add(1)
+	}
+	if failed > 0 {
+		t.Logf("-apart -seed %d: %d of %d plays failed, %d were like the first", seed, failed, 1+*replay, same)
+	}
+}
+
+func report(t *testing.T, how string, failures, trace []string) {
+	if len(failures) > 0 {
+		t.Errorf("%s: %s\n%s", how, strings.Join(failures, "\n"), strings.Join(trace, "\n"))
+	} else if *story {
+		t.Log(strings.Join(trace, "\n"))
+	}
 }
 
 // memoryDir is where files cost no I/O; empty: where temporary files are.

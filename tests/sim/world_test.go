@@ -46,42 +46,50 @@ type counts struct {
 	pieces, late, unreached             atomic.Int64        // RDMA writes in pieces, after the end of their queue pair, and refused
 }
 
-func (c *counts) each(fn func(what string, n int64)) {
-	fn("schedules", c.schedules.Load())
-	fn("sessions", c.tenures.Load())
-	fn("unmounts", c.ends.Load())
-	fn("commits", c.epochs.Load())
-	fn("failed commits", c.refused.Load())
-	fn("epochs sealed on others in flight", c.together.Load())
-	fn("files recovered", c.recoveries.Load())
-	fn("files found at epochs that were not acknowledged", c.unheard.Load())
-	fn("kills of the memory node", c.kills.Load())
-	fn("power cuts", c.cuts.Load())
-	fn("crashes of compute nodes", c.crashes.Load())
-	fn("crashes in a commit", c.torn.Load())
-	fn("partitions", c.partitions.Load())
-	fn("broken connections", c.resets.Load())
-	fn("stalls", c.stalls.Load())
-	fn("replays", c.replays.Load())
+func (c *counts) each(fn func(what string, n *atomic.Int64)) {
+	fn("schedules", &c.schedules)
+	fn("sessions", &c.tenures)
+	fn("unmounts", &c.ends)
+	fn("commits", &c.epochs)
+	fn("failed commits", &c.refused)
+	fn("epochs sealed on others in flight", &c.together)
+	fn("files recovered", &c.recoveries)
+	fn("files found at epochs that were not acknowledged", &c.unheard)
+	fn("kills of the memory node", &c.kills)
+	fn("power cuts", &c.cuts)
+	fn("crashes of compute nodes", &c.crashes)
+	fn("crashes in a commit", &c.torn)
+	fn("partitions", &c.partitions)
+	fn("broken connections", &c.resets)
+	fn("stalls", &c.stalls)
+	fn("replays", &c.replays)
 	for p := range c.over {
-		fn("sessions over "+path(p).String(), c.over[p].Load())
+		fn("sessions over "+path(p).String(), &c.over[p])
 	}
-	fn("RDMA writes in pieces", c.pieces.Load())
-	fn("late RDMA writes", c.late.Load())
-	fn("RDMA accesses refused", c.unreached.Load())
+	fn("RDMA writes in pieces", &c.pieces)
+	fn("late RDMA writes", &c.late)
+	fn("RDMA accesses refused", &c.unreached)
+}
+
+// add adds those of a schedule.
+func (c *counts) add(more []int64) {
+	c.each(func(_ string, n *atomic.Int64) {
+		n.Add(more[0])
+		more = more[1:]
+	})
 }
 
 func (c *counts) String() string {
 	var b strings.Builder
-	c.each(func(what string, n int64) { fmt.Fprintf(&b, ", %d %s", n, what) })
+	c.each(func(what string, n *atomic.Int64) { fmt.Fprintf(&b, ", %d %s", n.Load(), what) })
 	return b.String()[2:]
 }
 
 // missed names what never happened.
 func (c *counts) missed() string {
 	var missed []string
-	c.each(func(what string, n int64) {
-		if n == 0 {
+	c.each(func(what string, n *atomic.Int64) {
+		if n.Load() == 0 {
 			missed = append(missed, what)
 		}
 	})

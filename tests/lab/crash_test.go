@@ -168,6 +168,7 @@ const crashes = 3 // of each machine
 // the program that is a commit which takes longer. A compute node loses power, and the
 // program goes on at the last commit when it has been started again.
 func TestCrash(t *testing.T) {
+	t.Parallel()
 	b := newBank(newSite(t))
 	b.runProgram()
 	for range crashes {

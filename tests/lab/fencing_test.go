@@ -12,6 +12,7 @@ import (
 // suspended; another one takes its share over; and when the first goes on, what it still
 // has to send, and what its device sends again, changes no byte of the medium.
 func TestFencing(t *testing.T) {
+	t.Parallel()
 	b := newBank(newSite(t))
 	other := b.boot(b.computeNode(3))
 	writer := b.start(b.compute, "epochs", "/mnt/stream", "1024", "1000000")

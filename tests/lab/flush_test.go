@@ -60,6 +60,7 @@ func (f flushed) since(before flushed) flushed {
 // An RDMA FLUSH reaches the medium, page by page, and a WRITE alone does not: the lab
 // sees the difference, which the tests of rpmemfs rely on.
 func TestFlushIsSeen(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	machines := s.bootAll(s.memoryNode(), s.computeNode(2))
 	m, c := machines[0], machines[1]

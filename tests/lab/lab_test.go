@@ -50,7 +50,7 @@ type lab struct {
 	dir      string // of this run; removed at its end
 	qemu     machine.QEMU
 	system   system // what a machine boots unless it is said otherwise
-	old      func() (system, error)
+	old      func() (system, error) // one with the older kernel, fetched when it is first asked for
 	userland string
 	sdk      string // headers and libraries of the userland's rdma-core
 	tsc      int    // ticks in a millisecond
@@ -151,7 +151,6 @@ func (l *lab) prepare(ctx context.Context) error {
 		cache := debian.Cache{Dir: dir, Release: oldRelease, Log: say}
 		return l.fetchOld(&cache, programs)
 	})
-	go func() { _, _ = l.old() }() // while the first tests run; the one that needs it takes the error
 	return base.Boot(l.system.initrd, programs)
 }
 

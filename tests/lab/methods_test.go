@@ -15,6 +15,9 @@ import (
 func TestMethods(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
+	// It is fetched meanwhile, and has come to an end when the test has.
+	go func() { _, _ = s.l.old() }()
+	t.Cleanup(func() { _, _ = s.l.old() })
 	node := s.memoryNode()
 	machines := s.bootAll(s.computeNode(2), node)
 	compute := machines[0]

@@ -10,6 +10,7 @@ import (
 // What package verbs expects of an RDMA stack, and every transport's conformance suite,
 // hold on Soft-RoCE and device-dax: its tests run in a guest.
 func TestVerbs(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	const address = "10.0.0.1"
 	m := s.boot(machine.Config{Name: "m", Address: address + "/24",

@@ -49,7 +49,7 @@ var trees = struct{ qemu, kernel, oldKernel, userland debian.Tree }{
 type lab struct {
 	dir      string // of this run; removed at its end
 	qemu     machine.QEMU
-	system   system // what a machine boots unless it is said otherwise
+	system   system                 // what a machine boots unless it is said otherwise
 	old      func() (system, error) // one with the older kernel, fetched when it is first asked for
 	userland string
 	sdk      string // headers and libraries of the userland's rdma-core

@@ -58,10 +58,11 @@ type Store interface {
 	Thaw(ctx context.Context, id ID)
 	// Post sends the sealed epoch to the memory node. An error that matches
 	// ErrPoisoned is final; after any other (no space) the pages are in the open
-	// epoch again. Else the caller calls wait, once and without delay.
+	// epoch again. Else the caller calls wait, once and without delay. Where Post finds
+	// too little space it may call landed, which returns when no epoch is in flight.
 	//
 	// wait returns when the epoch and all before it are durable. It can be called
 	// beside everything else; its errors are as those of Post. One that puts the
 	// epoch back does so with all that were sealed later, the last one first.
-	Post(ctx context.Context, id ID) (wait func(context.Context) error, err error)
+	Post(ctx context.Context, id ID, landed func()) (wait func(context.Context) error, err error)
 }

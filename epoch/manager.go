@@ -18,8 +18,11 @@ type Manager struct {
 	store Store // immutable
 
 	mu       sync.Mutex          // guards the fields below; never held across Store
-	changed  sync.Cond           // on mu: busy became false, or inFlight shorter
+	changed  sync.Cond           // on mu: busy or sending became false, holds or inFlight less
 	busy     bool                // an epoch is being sealed and sent, or is kept from it
+	sending  bool                // one is, and no program is waited for
+	holds    int                 // calls of WithRoom that keep epochs from being sealed
+	seals    uint64              // epochs that were to be sealed, ever
 	inFlight []*batch            // epochs that were sent, oldest first
 	waiting  [Written + 1]*batch // by scope; nil: nobody waits
 	full     uint64              // see Stats
@@ -72,6 +75,7 @@ func (m *Manager) Commit(ctx context.Context, scope Scope) (ID, error) {
 	b = newBatch()
 	m.waiting[scope] = b
 	m.beginNext()
+	m.sending = true
 	// Whoever comes from here on may have stored after the seal.
 	m.waiting[scope] = nil
 	before := slices.Clone(m.inFlight) // those that have failed by now are open again
@@ -94,10 +98,11 @@ func (m *Manager) Commit(ctx context.Context, scope Scope) (ID, error) {
 // begin makes this the only epoch that is being sealed and sent. mu is held, and
 // released meanwhile.
 func (m *Manager) begin() {
-	for m.busy {
+	for m.busy || m.holds > 0 {
 		m.changed.Wait()
 	}
 	m.busy = true
+	m.seals++
 }
 
 // beginNext is begin when there is room for one more in flight.
@@ -120,21 +125,28 @@ func (m *Manager) await(n int) {
 func (m *Manager) end() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.busy = false
+	m.busy, m.sending = false, false
 	m.changed.Broadcast()
 }
 
 // send sends the epoch that was sealed, lets the next one begin, and waits until this
 // one is durable. It ends b.
 func (m *Manager) send(ctx context.Context, b *batch, id ID) (ID, error) {
-	wait, err := m.store.Post(ctx, id)
+	m.mu.Lock()
+	m.sending = true
+	m.mu.Unlock()
+	wait, err := m.store.Post(ctx, id, func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.await(0)
+	})
 	if err != nil {
 		m.end()
 		return b.end(id, err)
 	}
 	m.mu.Lock()
 	m.inFlight = append(m.inFlight, b)
-	m.busy = false
+	m.busy, m.sending = false, false
 	m.changed.Broadcast()
 	m.mu.Unlock()
 
@@ -202,3 +214,49 @@ func (m *Manager) Exclusive(f func() error) error {
 	defer m.end()
 	return f()
 }
+
+// WithRoom runs do, which takes space for the open epoch. What epochs in flight replace
+// becomes free when they are durable: so if full says of do's error that it found too
+// little, and any were in flight meanwhile, WithRoom waits for them, lets no other be
+// sealed, and runs do once more. That ends with ctx.
+//
+// It waits for no barrier and for no Exclusive: these may be waiting for do. do calls
+// nothing of the Manager.
+func (m *Manager) WithRoom(ctx context.Context, full func(error) bool, do func() error) error {
+	m.mu.Lock()
+	quiet, seals := m.quiet(), m.seals
+	m.mu.Unlock()
+	err := do()
+	if !full(err) {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if quiet && seals == m.seals {
+		return err // and whoever waits to seal is not kept from it
+	}
+	stop := context.AfterFunc(ctx, func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.changed.Broadcast()
+	})
+	defer stop()
+	m.holds++
+	defer func() {
+		m.holds--
+		m.changed.Broadcast()
+	}()
+	for !m.quiet() {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		m.changed.Wait()
+	}
+	m.mu.Unlock()
+	defer m.mu.Lock()
+	return do()
+}
+
+// quiet reports whether no epoch was sent, or is about to be, that is not known to be
+// durable. mu is held.
+func (m *Manager) quiet() bool { return !m.sending && len(m.inFlight) == 0 }

@@ -16,6 +16,7 @@ type fakeStore struct {
 	posted []epoch.ID
 	ends   map[epoch.ID]chan error
 	frozen bool
+	full   bool // the next Post finds no room until others are durable
 }
 
 func newFakeStore() *fakeStore { return &fakeStore{ends: make(map[epoch.ID]chan error)} }
@@ -37,7 +38,11 @@ func (s *fakeStore) Freeze(context.Context) (epoch.ID, error) {
 
 func (s *fakeStore) Thaw(context.Context, epoch.ID) { s.frozen = false; s.last-- }
 
-func (s *fakeStore) Post(_ context.Context, id epoch.ID) (func(context.Context) error, error) {
+func (s *fakeStore) Post(_ context.Context, id epoch.ID, landed func()) (func(context.Context) error, error) {
+	if s.full {
+		s.full = false
+		landed()
+	}
 	s.frozen = false
 	s.posted = append(s.posted, id)
 	end := make(chan error)

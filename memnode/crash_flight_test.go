@@ -155,7 +155,7 @@ func (w *world) storeMany(ctx context.Context, m model, f *crashFile) error {
 		f.now = sealed.over(was, scope)
 		w.posted(m)
 		var wait func(context.Context) error
-		if wait, err = c.cache.Post(ctx, id); err != nil {
+		if wait, err = c.cache.Post(ctx, id, func() {}); err != nil {
 			if w.unposted(err) {
 				c.reopen(sealed)
 				f.now = was

@@ -323,7 +323,7 @@ func TestLossyBeforeFreeze(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wait, err := c.Post(t.Context(), id)
+	wait, err := c.Post(t.Context(), id, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}

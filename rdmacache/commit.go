@@ -81,7 +81,7 @@ func (c *Cache) sealLocked(id epoch.ID, scope epoch.Scope) (*sealed, error) {
 // Post pushes what of the sealed epoch still waits in frames, and appends the epoch's
 // record. Without space, also if an epoch in flight before it finds none, the epoch is
 // open again.
-func (c *Cache) Post(ctx context.Context, id epoch.ID) (wait func(context.Context) error, err error) {
+func (c *Cache) Post(ctx context.Context, id epoch.ID, landed func()) (wait func(context.Context) error, err error) {
 	c.mu.Lock()
 	s := c.newest()
 	if s == nil || s.id != id {
@@ -91,7 +91,12 @@ func (c *Cache) Post(ctx context.Context, id epoch.ID) (wait func(context.Contex
 	s.frozen = false // no page joins it any more
 	s.began = c.now()
 	c.mu.Unlock()
-	if err := c.pushSealed(ctx, s); err != nil {
+	err = c.pushSealed(ctx, s)
+	if errors.Is(err, region.ErrNoSpace) {
+		landed() // slots that epochs in flight replace are free then
+		err = c.pushSealed(ctx, s)
+	}
+	if err != nil {
 		return nil, c.fail(s, err)
 	}
 	change := region.Change{

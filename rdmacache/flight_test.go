@@ -151,7 +151,7 @@ func TestNoSpaceBelowASealedEpoch(t *testing.T) {
 			}
 			return id
 		}
-		wait, err := c.Post(ctx, seal(0, 1))
+		wait, err := c.Post(ctx, seal(0, 1), func() {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,7 +162,7 @@ func TestNoSpaceBelowASealedEpoch(t *testing.T) {
 		time.Sleep(2 * time.Millisecond)
 		synctest.Wait() // the flush is over
 		s.flush = nil
-		if _, err := c.Post(ctx, second); !errors.Is(err, region.ErrNoSpace) {
+		if _, err := c.Post(ctx, second, func() {}); !errors.Is(err, region.ErrNoSpace) {
 			t.Errorf("post epoch %d: %v, want ErrNoSpace", second, err)
 		}
 		if err := <-first; !errors.Is(err, region.ErrNoSpace) {
@@ -320,5 +320,63 @@ func BenchmarkCommit(b *testing.B) {
 				})
 			}
 		}
+	}
+}
+
+// Stores of a mapping that found no space while an epoch is in flight get the slots that
+// it replaces, when it is durable, as their own epoch is sent. Nothing of them was kept
+// in memory by who asked for that.
+func TestPostGetsTheSlotsOfThoseBefore(t *testing.T) {
+	s := &slow{memory: newMemory(60)}
+	c, _ := s.open(t)
+	ctx := t.Context()
+	write := func(b byte, pages int) {
+		t.Helper()
+		if _, err := c.WriteAt(ctx, bytes.Repeat([]byte{b}, pages*pageSize), 0, rdmacache.FromWrite); err != nil {
+			t.Fatal(err)
+		}
+	}
+	post := func(landed func()) func(context.Context) error {
+		t.Helper()
+		id, _, err := c.Seal(ctx, epoch.All)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wait, err := c.Post(ctx, id, landed)
+		if err != nil {
+			t.Fatalf("post epoch %d: %v", id, err)
+		}
+		return wait
+	}
+	land := func(wait func(context.Context) error) {
+		t.Helper()
+		if err := wait(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(1, 12)
+	land(post(func() {}))
+	write(2, 12)
+	first := post(func() {})
+	full := c.Image()
+	for {
+		if _, err := full.Alloc(ctx, 1); errors.Is(err, region.ErrNoSpace) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := bytes.Repeat([]byte{3}, 4*pageSize)
+	if n, err := c.TryWriteAt(ctx, want, 0, rdmacache.FromMapping); n != 0 || !errors.Is(err, region.ErrNoSpace) {
+		t.Fatalf("try: %d bytes, %v; want ErrNoSpace", n, err)
+	}
+	if n, err := c.WriteAt(ctx, want, 0, rdmacache.FromMapping); n != len(want) || err != nil {
+		t.Fatalf("keep: %d bytes, %v", n, err)
+	}
+	landed := 0
+	land(post(func() { landed++; land(first) }))
+	got := make([]byte, len(want))
+	if _, err := c.ReadAt(ctx, got, 0); err != nil || !bytes.Equal(got, want) || landed != 1 {
+		t.Errorf("read %d..., %v; waited %d times", got[0], err, landed)
 	}
 }

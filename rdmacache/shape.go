@@ -68,7 +68,7 @@ func (c *Cache) zero(ctx context.Context, off, n int64) error {
 		if at.frame == nil && at.entry.Slot == 0 {
 			continue
 		}
-		if err := c.change(ctx, page, src, false, nil, func(b []byte) { clear(b[off%PageSize : off%PageSize+n]) }); err != nil {
+		if err := c.change(ctx, page, writer{src, src == FromMapping}, false, nil, func(b []byte) { clear(b[off%PageSize : off%PageSize+n]) }); err != nil {
 			return err
 		}
 	}

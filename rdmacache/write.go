@@ -25,6 +25,22 @@ const maxBatch = 256
 // too: the caller tries again, or calls Doom. After another error of theirs the open
 // epoch can no longer commit: it is to be discarded.
 func (c *Cache) WriteAt(ctx context.Context, p []byte, off int64, src Source) (n int, err error) {
+	return c.writeAt(ctx, p, off, writer{src, src == FromMapping})
+}
+
+// TryWriteAt is WriteAt, but keeps nothing in memory that finds no space: ErrNoSpace,
+// from a mapping too. The caller tries again, or calls WriteAt, with the rest.
+func (c *Cache) TryWriteAt(ctx context.Context, p []byte, off int64, src Source) (n int, err error) {
+	return c.writeAt(ctx, p, off, writer{src, false})
+}
+
+// A writer is where bytes come from, and what becomes of those that find no space.
+type writer struct {
+	Source
+	keeps bool // in memory
+}
+
+func (c *Cache) writeAt(ctx context.Context, p []byte, off int64, w writer) (n int, err error) {
 	if off < 0 || off+int64(len(p)) > region.MaxSize {
 		return 0, ErrTooLarge
 	}
@@ -32,7 +48,7 @@ func (c *Cache) WriteAt(ctx context.Context, p []byte, off int64, src Source) (n
 	defer c.gate.RUnlock()
 	c.mu.Lock()
 	c.stats.BytesWritten += uint64(len(p))
-	if src == FromMapping {
+	if w.Source == FromMapping {
 		ctx = context.WithoutCancel(ctx) // the kernel does not send a page twice
 		taken := len(p)
 		p = p[:max(0, min(int64(len(p)), c.size-off))]
@@ -42,7 +58,7 @@ func (c *Cache) WriteAt(ctx context.Context, p []byte, off int64, src Source) (n
 			return taken, nil
 		}
 		c.mu.Unlock()
-		err := c.writeLocked(ctx, p, off, src, &n)
+		err := c.writeLocked(ctx, p, off, w, &n)
 		if err == nil && c.touch(0) {
 			err = c.spill(ctx)
 		}
@@ -55,7 +71,7 @@ func (c *Cache) WriteAt(ctx context.Context, p []byte, off int64, src Source) (n
 		return taken, nil
 	}
 	c.mu.Unlock()
-	err = c.writeLocked(ctx, p, off, src, &n)
+	err = c.writeLocked(ctx, p, off, w, &n)
 	if n > 0 && c.touch(off+int64(n)) && err == nil {
 		err = c.spill(ctx)
 	}
@@ -79,7 +95,7 @@ func (c *Cache) touch(end int64) (full bool) {
 
 // writeLocked writes p under the stripes of its range. gate is held shared, or
 // exclusively.
-func (c *Cache) writeLocked(ctx context.Context, p []byte, off int64, src Source, n *int) error {
+func (c *Cache) writeLocked(ctx context.Context, p []byte, off int64, w writer, n *int) error {
 	unlock := c.lockStripes(off, int64(len(p)))
 	defer unlock()
 	for *n < len(p) {
@@ -87,14 +103,14 @@ func (c *Cache) writeLocked(ctx context.Context, p []byte, off int64, src Source
 		rest := p[*n:]
 		if at%PageSize == 0 && len(rest) >= PageSize {
 			rest = rest[:min(maxBatch, len(rest)/PageSize)*PageSize]
-			if err := c.writePages(ctx, rest, uint64(at/PageSize), src); err != nil {
+			if err := c.writePages(ctx, rest, uint64(at/PageSize), w); err != nil {
 				return err
 			}
 			*n += len(rest)
 			continue
 		}
 		rest = rest[:min(int64(len(rest)), PageSize-at%PageSize)]
-		if err := c.writePart(ctx, rest, at, src); err != nil {
+		if err := c.writePart(ctx, rest, at, w); err != nil {
 			return err
 		}
 		*n += len(rest)
@@ -140,7 +156,8 @@ func below(src Source) view {
 }
 
 // writePages writes whole pages from page on: those that changed go to free slots.
-func (c *Cache) writePages(ctx context.Context, p []byte, page uint64, src Source) error {
+func (c *Cache) writePages(ctx context.Context, p []byte, page uint64, w writer) error {
+	src := w.Source
 	n := len(p) / PageSize
 	pages := make([]*dirty, n)
 	need := uint64(0)
@@ -163,7 +180,7 @@ func (c *Cache) writePages(ctx context.Context, p []byte, page uint64, src Sourc
 	}
 	runs, err := c.image.Alloc(ctx, need)
 	switch {
-	case errors.Is(err, region.ErrNoSpace) && src == FromMapping:
+	case errors.Is(err, region.ErrNoSpace) && w.keeps:
 		err = c.keepFrames(p, pages)
 	case err == nil:
 		assign(pages, runs)
@@ -306,16 +323,16 @@ func (c *Cache) install(page uint64, pages []*dirty, src Source, when int64) {
 
 // writePart writes a part of one page. A write also changes what mappings stored
 // in the rest of the page.
-func (c *Cache) writePart(ctx context.Context, p []byte, off int64, src Source) error {
+func (c *Cache) writePart(ctx context.Context, p []byte, off int64, w writer) error {
 	page := uint64(off / PageSize)
 	f := func(b []byte) { copy(b[off%PageSize:], p) }
 	c.mu.Lock()
 	hidden := c.mapped[page] != nil
 	inPlace := c.mapped[page].inFrame() && c.written[page].inFrame()
 	c.mu.Unlock()
-	if src == FromMapping || !hidden {
+	if w.Source == FromMapping || !hidden {
 		// The kernel writes a part of a page back only where the file ends in it.
-		return c.change(ctx, page, src, src == FromMapping, nil, f)
+		return c.change(ctx, page, w, w.Source == FromMapping, nil, f)
 	}
 	// Both copies change, or none for lack of space.
 	slots := [2]region.Slot{}
@@ -326,18 +343,19 @@ func (c *Cache) writePart(ctx context.Context, p []byte, off int64, src Source) 
 		}
 		slots = [2]region.Slot{runs[0].Start, runs[len(runs)-1].End() - 1}
 	}
-	err := c.change(ctx, page, FromMapping, false, &slots[0], f)
+	err := c.change(ctx, page, writer{FromMapping, true}, false, &slots[0], f)
 	if err == nil {
-		err = c.change(ctx, page, FromWrite, false, &slots[1], f)
+		err = c.change(ctx, page, writer{FromWrite, false}, false, &slots[1], f)
 	}
 	c.image.Release(slots[:]...)
 	return err
 }
 
-// change applies f to the bytes of a page in src's layer, in a frame; whole is as
+// change applies f to the bytes of a page in w's layer, in a frame; whole is as
 // in dirty. If it needs a slot it takes slot, if not nil, and sets it to 0. The
 // page's stripe is held, or gate exclusively.
-func (c *Cache) change(ctx context.Context, page uint64, src Source, whole bool, slot *region.Slot, f func([]byte)) error {
+func (c *Cache) change(ctx context.Context, page uint64, w writer, whole bool, slot *region.Slot, f func([]byte)) error {
+	src := w.Source
 	when := Monotonic()
 	c.mu.Lock()
 	if d := c.layerOf(src)[page]; d.inFrame() {
@@ -365,7 +383,7 @@ func (c *Cache) change(ctx context.Context, page uint64, src Source, whole bool,
 		switch {
 		case err == nil:
 			d.slot = runs[0].Start
-		case !errors.Is(err, region.ErrNoSpace) || src == FromWrite:
+		case !errors.Is(err, region.ErrNoSpace) || !w.keeps:
 			return err
 		}
 	}

@@ -122,7 +122,8 @@ func (a *Attachment) Barrier(ctx context.Context, quiesce func(ctx context.Conte
 
 // Capture takes a copy of a page that a program stored to; see rdmacache.Cache.
 func (a *Attachment) Capture(ctx context.Context, sealed bool, page uint64, when int64, p []byte) error {
-	return a.h.v.withSpace(ctx, func() error { return a.h.f.cache.Capture(ctx, sealed, page, when, p) })
+	f := a.h.f
+	return a.h.v.withSpace(ctx, f, func() error { return f.cache.Capture(ctx, sealed, page, when, p) })
 }
 
 // Untracked reports whether the kernel may have stores that no copy holds: of a

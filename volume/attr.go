@@ -110,7 +110,7 @@ func (v *Volume) Setattr(ctx context.Context, ino namespace.Ino, c Change) (Attr
 		if c.MtimeNow && f.cache.Size() != int64(*c.Size) {
 			c.Mtime = nil
 		}
-		if err := f.cache.Truncate(ctx, int64(*c.Size)); err != nil {
+		if err := v.withSpace(ctx, f, func() error { return f.cache.Truncate(ctx, int64(*c.Size)) }); err != nil {
 			return Attr{}, err
 		}
 		if err := v.settleIdle(ctx, f); err != nil {

@@ -264,7 +264,7 @@ func (v *Volume) commit(ctx context.Context, f *file, scope epoch.Scope) (epoch.
 	ctx = context.WithoutCancel(ctx)
 	dirty := f.cache.DirtyScope(scope)
 	var id epoch.ID
-	err := v.withSpace(ctx, func() (err error) {
+	err := v.reclaiming(ctx, func() (err error) {
 		id, err = f.manager.Commit(ctx, scope)
 		return err
 	})

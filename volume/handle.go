@@ -88,12 +88,25 @@ func (h *Handle) Write(ctx context.Context, p []byte, off int64, src rdmacache.S
 	if err := h.v.writable(); err != nil {
 		return 0, err
 	}
-	err = h.v.withSpace(ctx, func() (err error) {
-		n, err = h.f.cache.WriteAt(ctx, p, off, src)
+	take := h.f.cache.WriteAt
+	if src == rdmacache.FromMapping {
+		ctx = context.WithoutCancel(ctx) // the kernel does not send a page twice
+		take = h.f.cache.TryWriteAt
+	}
+	more := func() error {
+		if n == len(p) {
+			n = 0 // it was about memory, after all were taken
+		}
+		taken, err := take(ctx, p[n:], off+int64(n), src)
+		n += taken
 		return err
-	})
+	}
+	err = h.v.withSpace(ctx, h.f, more)
 	if src == rdmacache.FromMapping && noSpace(err) {
-		h.f.cache.Doom(err)
+		take = h.f.cache.WriteAt // waiting and freeing did not help: memory may
+		if err = more(); noSpace(err) {
+			h.f.cache.Doom(err)
+		}
 	}
 	return n, err
 }
@@ -132,7 +145,7 @@ func (h *Handle) Truncate(ctx context.Context, size int64) error {
 	if err := h.v.writable(); err != nil {
 		return err
 	}
-	return h.f.cache.Truncate(ctx, size)
+	return h.v.withSpace(ctx, h.f, func() error { return h.f.cache.Truncate(ctx, size) })
 }
 
 // An Alloc says what Allocate does to a range.
@@ -160,18 +173,18 @@ func (h *Handle) Allocate(ctx context.Context, how Alloc, off, n int64) error {
 	c := h.f.cache
 	switch how {
 	case AllocGrow, AllocKeep:
-		if err := h.v.withSpace(ctx, func() error { return c.Reserve(ctx, off, n) }); err != nil {
+		if err := h.v.withSpace(ctx, h.f, func() error { return c.Reserve(ctx, off, n) }); err != nil {
 			return err
 		}
 	case AllocPunch, AllocZero, AllocZeroKeep:
-		if err := c.PunchHole(ctx, off, n); err != nil {
+		if err := h.v.withSpace(ctx, h.f, func() error { return c.PunchHole(ctx, off, n) }); err != nil {
 			return err
 		}
 	default:
 		return fmt.Errorf("allocate mode %d: %w", how, namespace.ErrInvalid)
 	}
 	if (how == AllocGrow || how == AllocZero) && off+n > c.Size() {
-		return c.Truncate(ctx, off+n)
+		return h.Truncate(ctx, off+n)
 	}
 	return nil
 }

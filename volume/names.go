@@ -171,9 +171,15 @@ func (v *Volume) hasOrphans() bool {
 	return len(v.orphans) > 0
 }
 
-// withSpace does what may find the pool full. Then it does it again, after the
+// withSpace does what takes slots for a file's open epoch, and may find the pool full.
+// Then it does it again, when the file's epochs in flight are durable, and after the
 // space of files that were removed by now is back, whoever is busy freeing them.
-func (v *Volume) withSpace(ctx context.Context, do func() error) error {
+func (v *Volume) withSpace(ctx context.Context, f *file, do func() error) error {
+	return v.reclaiming(ctx, func() error { return f.manager.WithRoom(ctx, noSpace, do) })
+}
+
+// reclaiming is withSpace for what waits for epochs in flight itself.
+func (v *Volume) reclaiming(ctx context.Context, do func() error) error {
 	err := do()
 	if !noSpace(err) {
 		return err

@@ -267,7 +267,7 @@ func (v *Volume) PinCommitted(ctx context.Context, ino namespace.Ino) (region.Ch
 	f.treesMu.Lock()
 	defer f.treesMu.Unlock()
 	var cp region.Checkpoint
-	err = v.withSpace(ctx, func() (err error) {
+	err = v.withSpace(ctx, f, func() (err error) {
 		cp, err = f.image.Pin(context.WithoutCancel(ctx), v.now().UnixNano())
 		return err
 	})

@@ -421,28 +421,9 @@ func TestReaderOutlivesRestart(t *testing.T) {
 	write(h, 1)
 	write(other, 1)
 	way := n.path()
-	r, err := remote.DialReader(ctx, remote.Config{Address: way.address(), Share: "s"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	keep := rdmacache.NewPages(0) // nothing: reads have to wait
-	m := mountWith(t, r.Pool, volume.Config{Pool: r, Conn: r.Conn(), Shared: r, ReadOnly: true, Pages: keep})
+	m, r := mountOutliving(t, way, rdmacache.NewPages(0)) // nothing: reads have to wait
 	k := &kernel{forgotten: make(map[namespace.Ino]int)}
 	m.SetInvalidator(k)
-	running, stop := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		r.Run(running, m.Renew)
-	}()
-	defer func() {
-		m.stop()
-		if err := r.Close(); err != nil {
-			t.Error(err)
-		}
-		stop()
-		<-ended
-	}()
 	for round := range uint64(3) {
 		for _, ino := range []namespace.Ino{moving, still} {
 			if got := stampOf(t, m.Volume, ino, pages); got != 1+round && ino == moving || got != 1 && ino == still {
@@ -482,6 +463,110 @@ func TestReaderOutlivesRestart(t *testing.T) {
 	if k.of(still) != 0 {
 		t.Error("the kernel forgot a file that did not change")
 	}
+}
+
+// A waitingKernel forgets only when a read that is under way has ended: its pages are
+// locked.
+type waitingKernel struct {
+	kernel
+	forget func() // called once
+	once   sync.Once
+}
+
+func (k *waitingKernel) Content(ino namespace.Ino) error {
+	k.once.Do(k.forget)
+	return k.kernel.Content(ino)
+}
+
+func (k *waitingKernel) Range(ino namespace.Ino, _, _ int64) error {
+	k.once.Do(k.forget)
+	return nil
+}
+
+// The memory node restarts in the middle of a refresh, which waits for a read, which
+// waits for the session to be made again. That waits for neither.
+func TestRestartDuringARefresh(t *testing.T) {
+	n := newNode(t, 5*time.Second)
+	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
+	watching(t, w)
+	const pages = 40
+	ino, h := w.create(t, "f")
+	write := func(x uint64) {
+		t.Helper()
+		mustWrite(t, h, stamps(pages, x), 0)
+		if err := h.Sync(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(1)
+	way := n.path()
+	m, r := mountOutliving(t, way, rdmacache.NewPages(0))
+	k := &waitingKernel{kernel: kernel{forgotten: make(map[namespace.Ino]int)}}
+	k.forget = func() {
+		way.set(down)
+		way.cut()
+		n.restart()
+		h, err := m.Open(ctx, ino)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer h.Release(ctx)
+		read := make(chan error, 1)
+		go func() {
+			_, err := h.Read(ctx, make([]byte, pages*region.PageSize), 0)
+			read <- err
+		}()
+		way.set(fair)
+		if err := <-read; err != nil {
+			t.Errorf("who read while the memory node was away got %v", err)
+		}
+	}
+	m.SetInvalidator(k)
+	if got := stampOf(t, m.Volume, ino, pages); got != 1 {
+		t.Fatalf("stamp %d", got)
+	}
+	write(2)
+	refreshed(t, m.Volume, ino)
+	if got := stampOf(t, m.Volume, ino, pages); got != 2 {
+		t.Errorf("stamp %d after the refresh", got)
+	}
+	if n.pinsOf(ino) != 1 || r.Renewed() != 1 {
+		t.Errorf("%d pins, session %d", n.pinsOf(ino), r.Renewed())
+	}
+	for x := uint64(3); x < 6; x++ {
+		write(x)
+		refreshed(t, m.Volume, ino)
+		if got := stampOf(t, m.Volume, ino, pages); got != x {
+			t.Errorf("then stamp %d, want %d", got, x)
+		}
+	}
+}
+
+// mountOutliving mounts share s as a reader that opens sessions again, until the end of
+// the test.
+func mountOutliving(t *testing.T, way path, keep *rdmacache.Pages) (*mounted, *remote.Reader) {
+	t.Helper()
+	r, err := remote.DialReader(ctx, remote.Config{Address: way.address(), Share: "s"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := mountWith(t, r.Pool, volume.Config{Pool: r, Conn: r.Conn(), Shared: r, ReadOnly: true, Pages: keep})
+	running, stop := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		r.Run(running, m.Renew)
+	}()
+	t.Cleanup(func() {
+		m.stop()
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		stop()
+		<-ended
+	})
+	return m, r
 }
 
 // Readers that come, refresh and go while the writer commits see whole stamps that

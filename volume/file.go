@@ -28,7 +28,8 @@ type file struct {
 	// one that is being restored or cloned. It is locked before all others and
 	// held across everything.
 	treesMu sync.Mutex
-	shown   region.Checkpoint // of a shared pool: what is seen; guarded by treesMu once loaded
+
+	shared sharedState // of a shared pool
 
 	// Guarded by Volume.mu.
 	refs      int                  // handles and calls that use the file

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -26,6 +27,52 @@ type Shared interface {
 	Unpin(ctx context.Context, id region.ID, keep epoch.ID) error
 }
 
+// sharedState is what a file of a shared pool shows.
+//
+// A refresh may have to wait for a session that is being made again: its pins, its reads,
+// and the kernel, which waits for reads. Who makes the session again waits for pinning in
+// it, in Renew. So Renew waits for no refresh, but for two things that end without it.
+//
+// Lock order: refreshMu, then pinsMu, then shownMu. Renew does not take refreshMu.
+type sharedState struct {
+	refreshMu sync.Mutex // serialises refreshes; held across everything
+	// pinsMu keeps a pin that is just being made from being given back as one of those
+	// not shown. It is held across Pin by Renew, and across Unpin.
+	pinsMu sync.Mutex
+
+	shownMu  sync.Mutex        // guards the next two; held across no call that waits
+	shown    region.Checkpoint // what is seen; the file's image turns over with it
+	renewals uint64            // how often it was pinned anew for another session
+}
+
+// seen returns what is shown, and the session's number.
+func (s *sharedState) seen() (shown region.Checkpoint, renewals uint64) {
+	s.shownMu.Lock()
+	defer s.shownMu.Unlock()
+	return s.shown, s.renewals
+}
+
+// show turns the image over to next, which was pinned when was was seen; again if by
+// Renew. It does nothing if something else is seen by now, or in another session.
+func (f *file) show(next, was region.Checkpoint, renewals uint64, again bool) (done bool, err error) {
+	s := &f.shared
+	s.shownMu.Lock()
+	defer s.shownMu.Unlock()
+	if s.shown != was || s.renewals != renewals {
+		return false, nil
+	}
+	if next.Epoch != was.Epoch || next.Tree != was.Tree {
+		if err := f.image.View(next); err != nil {
+			return false, err
+		}
+		s.shown = next
+	}
+	if again {
+		s.renewals++
+	}
+	return true, nil
+}
+
 // shownFor is how long a file that nobody has open goes on showing its epoch. Its next
 // user sees the newest.
 const shownFor = 30 * time.Second
@@ -43,11 +90,12 @@ func (v *Volume) openShared(ctx context.Context, f *file) error {
 	if err != nil {
 		return err
 	}
-	if f.shown, err = v.cfg.Shared.Pin(ctx, region.ID(f.ino)); err != nil {
+	f.shared.shown, err = v.cfg.Shared.Pin(ctx, region.ID(f.ino)) // nobody else has the file yet
+	if err != nil {
 		return err
 	}
 	v.forgetPages()
-	if err := f.image.View(f.shown); err != nil {
+	if err := f.image.View(f.shared.shown); err != nil {
 		return errors.Join(err, v.cfg.Shared.Unpin(ctx, region.ID(f.ino), 0))
 	}
 	f.cache = rdmacache.New(rdmacache.Config{Conn: v.cfg.Conn, Image: f.image, Pages: v.cfg.Pages, Log: v.log, Now: v.now})
@@ -91,30 +139,43 @@ func (v *Volume) refresh(ctx context.Context, f *file) (epoch.ID, error) {
 	if v.cfg.Shared == nil {
 		return f.cache.Committed(), nil
 	}
-	f.treesMu.Lock()
-	defer f.treesMu.Unlock()
-	id := region.ID(f.ino)
-	next, err := v.cfg.Shared.Pin(ctx, id)
-	if err != nil {
-		return 0, err
-	}
-	if next.Epoch == f.shown.Epoch {
+	f.shared.refreshMu.Lock()
+	defer f.shared.refreshMu.Unlock()
+	for {
+		was, renewals := f.shared.seen()
+		next, err := v.cfg.Shared.Pin(ctx, region.ID(f.ino))
+		if err != nil {
+			return 0, err
+		}
+		if next.Epoch == was.Epoch {
+			return next.Epoch, nil
+		}
+		ctx := context.WithoutCancel(ctx) // the kernel must forget all that changed
+		forget := v.changes(ctx, f, was, next)
+		done, err := f.show(next, was, renewals, false)
+		if err != nil {
+			return 0, errors.Join(err, v.unpinOthers(ctx, f))
+		}
+		if !done {
+			continue // Renew came: next may be pinned in a session that is lost
+		}
+		defer v.forgetPages() // after Unpin: until then the slots of the epoch before are as they were
+		// It has nothing to discard, but takes over the new size. A read that began
+		// before holds its pages in the kernel until it ends, and forgetting waits for it.
+		_, err = f.cache.Discard(forget)
+		if err := errors.Join(err, v.unpinOthers(ctx, f)); err != nil {
+			return 0, err
+		}
 		return next.Epoch, nil
 	}
-	ctx = context.WithoutCancel(ctx) // the kernel must forget all that changed
-	forget := v.changes(ctx, f, next)
-	if err := f.image.View(next); err != nil {
-		return 0, errors.Join(err, v.cfg.Shared.Unpin(ctx, id, f.shown.Epoch))
-	}
-	f.shown = next
-	defer v.forgetPages() // after Unpin: until then the slots of the epoch before are as they were
-	// It has nothing to discard, but takes over the new size. A read that began
-	// before holds its pages in the kernel until it ends, and forgetting waits for it.
-	_, err = f.cache.Discard(forget)
-	if err := errors.Join(err, v.cfg.Shared.Unpin(ctx, id, next.Epoch)); err != nil {
-		return 0, err
-	}
-	return next.Epoch, nil
+}
+
+// unpinOthers gives back the pins of a file but that of the epoch it shows.
+func (v *Volume) unpinOthers(ctx context.Context, f *file) error {
+	f.shared.pinsMu.Lock()
+	defer f.shared.pinsMu.Unlock()
+	shown, _ := f.shared.seen()
+	return v.cfg.Shared.Unpin(ctx, region.ID(f.ino), shown.Epoch)
 }
 
 // forgetPages throws out pages in local memory: the writer may use the slots of an epoch
@@ -184,21 +245,20 @@ func (v *Volume) heldFiles(ctx context.Context) (files []*file) {
 // pinAgain pins the newest epoch of a file, and tells whether that is another one than
 // it showed.
 func (v *Volume) pinAgain(ctx context.Context, f *file) (moved bool, err error) {
-	f.treesMu.Lock()
-	defer f.treesMu.Unlock()
-	next, err := v.cfg.Shared.Pin(ctx, region.ID(f.ino))
-	if err != nil {
-		return false, err
+	s := &f.shared
+	s.pinsMu.Lock()
+	defer s.pinsMu.Unlock()
+	for {
+		was, renewals := s.seen()
+		next, err := v.cfg.Shared.Pin(ctx, region.ID(f.ino))
+		if err != nil {
+			return false, err
+		}
+		if done, err := f.show(next, was, renewals, true); done || err != nil {
+			return done && next.Epoch != was.Epoch, err
+		}
+		// A refresh showed another epoch meanwhile. One: it unpins then, which waits.
 	}
-	if next.Epoch == f.shown.Epoch && next.Tree == f.shown.Tree {
-		return false, nil
-	}
-	if err := f.image.View(next); err != nil {
-		return false, err
-	}
-	moved = next.Epoch != f.shown.Epoch
-	f.shown = next
-	return moved, nil
 }
 
 // maxRanges is how many runs of pages the kernel is told to forget one by one.
@@ -208,15 +268,16 @@ const maxRanges = 1024
 const changesIn = 5 * time.Second
 
 // changes returns what makes the kernel forget the pages by which next differs from
-// what a file shows.
-func (v *Volume) changes(ctx context.Context, f *file, next region.Checkpoint) func() error {
+// what a file showed.
+func (v *Volume) changes(ctx context.Context, f *file, was, next region.Checkpoint) func() error {
 	kernel := v.invalidator()
 	type run struct{ page, n uint64 }
 	var runs []run
-	// A session that is lost meanwhile is made again only when this has ended.
+	// A session that is lost meanwhile does not have the old epoch pinned when it is made
+	// again.
 	ctx, cancel := context.WithTimeout(ctx, changesIn)
 	defer cancel()
-	err := region.Changed(ctx, v.cfg.Conn, region.ID(f.ino), f.shown.Tree, next.Tree, func(page, n uint64) {
+	err := region.Changed(ctx, v.cfg.Conn, region.ID(f.ino), was.Tree, next.Tree, func(page, n uint64) {
 		if len(runs) <= maxRanges {
 			runs = append(runs, run{page, n})
 		}

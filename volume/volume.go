@@ -123,7 +123,7 @@ type Config struct {
 // Lock order: a file's treesMu, then what packages epoch, rdmacache and region hold
 // across I/O, then familyMu, then mu, then their leaves. mu is never held across
 // the pool, the Conn or the kernel. familyMu is held across the pool and the Conn:
-// that is what it is for.
+// that is what it is for. What shared pools add is at sharedState.
 type Volume struct {
 	cfg  Config
 	log  *slog.Logger

@@ -51,14 +51,27 @@ func (r *reached) missed() string {
 type crashMedium struct {
 	*media.Crashable
 	touched map[region.Slot]bool // written to in any life
+	left    int                  // flushes until the power goes; 0: it stays
+}
+
+// cutAfter has the power go at the flush after the next n.
+func (m *crashMedium) cutAfter(n int) { m.left = n + 1 }
+
+func (m *crashMedium) Flush() error {
+	if m.left > 0 {
+		if m.left--; m.left == 0 {
+			m.PowerOff() // during the flush: some of what is pending survives
+		}
+	}
+	return m.Crashable.Flush()
 }
 
 func newCrashMedium(size int64) *crashMedium {
-	return &crashMedium{media.NewCrashable(size, -1), map[region.Slot]bool{}}
+	return &crashMedium{Crashable: media.NewCrashable(size, -1), touched: map[region.Slot]bool{}}
 }
 
 func (m *crashMedium) Restart(rng *rand.Rand, cut int) *crashMedium {
-	return &crashMedium{m.Crashable.Restart(rng, cut), m.touched}
+	return &crashMedium{Crashable: m.Crashable.Restart(rng, cut), touched: m.touched}
 }
 
 func (m *crashMedium) WriteAt(p []byte, off int64) error {

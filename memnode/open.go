@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -226,6 +227,9 @@ func (p *Pool) load(t txn) error {
 	}
 	if p.free, err = newFreeList(p.slots, owned); err != nil {
 		return &CorruptError{File: "meta.db", Name: bucketExtents, What: err.Error()}
+	}
+	if p.serving {
+		p.unwiped = slices.Clone(p.free.runs)
 	}
 	return nil
 }

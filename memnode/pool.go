@@ -68,8 +68,13 @@ type Pool struct {
 
 	closed atomic.Bool // stored once; publishes only itself
 
-	mu      sync.Mutex
-	free    freeList
+	mu   sync.Mutex
+	free freeList
+	// Free slots that may hold what an owner stored: where shares have owners of their
+	// own, those that were free when the pool was opened and that nobody took since. A
+	// crash comes between the transaction that frees slots and their wiping; and a pool
+	// that is mounted without a memory node wipes none.
+	unwiped runSet
 	nextIno namespace.Ino // numbers below are taken, in meta.db or by a call under way
 	readers map[*Fence]struct{}
 	stored  map[namespace.Ino]struct{} // shares whose slots devices may have stored to

@@ -42,6 +42,9 @@ func (s runSet) with(runs []region.Run) runSet {
 	return f.runs
 }
 
+// common is what is in the set and in runs.
+func (s runSet) common(runs []region.Run) runSet { return s.without(s.without(runs)) }
+
 // without is the set less runs.
 func (s runSet) without(runs []region.Run) runSet {
 	runs = slices.Clone(runs)

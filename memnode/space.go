@@ -125,14 +125,29 @@ func slotsOf(runs []region.Run) int64 {
 }
 
 // take takes slots from the free list for a transaction to come. The first run
-// has first slots at least, which need is not below.
+// has first slots at least, which need is not below. Where shares have owners of their
+// own there are zeros in all of them that another owner may have stored to.
 func (p *Pool) take(need, want, first uint64) ([]region.Run, error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	runs := p.free.take(need, want, first)
 	if runs == nil {
+		defer p.mu.Unlock()
 		return nil, fmt.Errorf("%w: %d slots wanted, %d free in %d runs", region.ErrNoSpace, need, p.free.slots, len(p.free.runs))
 	}
+	unwiped := p.unwiped.common(runs)
+	p.mu.Unlock()
+	if len(unwiped) == 0 {
+		return runs, nil
+	}
+	// Durable before the transaction that grants them: a crash after it would leave
+	// the old bytes to the new owner.
+	if err := p.empty(unwiped); err != nil {
+		p.untake(runs, nil)
+		return nil, fmt.Errorf("wipe free slots: %w", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.unwiped = p.unwiped.without(unwiped)
 	return runs, nil
 }
 
@@ -154,14 +169,16 @@ func (p *Pool) release(runs []region.Run) {
 		return
 	}
 	p.revoke(runs)
-	kept, err := p.discard(runs)
-	if err == nil && p.serving {
-		err = p.wipe(kept)
+	var err error
+	if p.serving {
+		err = p.empty(runs)
+	} else {
+		_, err = p.discard(runs)
 	}
 	if err != nil {
 		p.log.Warn("free slots keep what was in them", "slots", slotsOf(runs), "error", err)
 		if p.serving {
-			return // nobody gets them before the pool is opened again
+			return // nobody gets them before the pool is opened again; then take wipes them
 		}
 	}
 	p.mu.Lock()
@@ -187,13 +204,22 @@ func (p *Pool) discard(runs []region.Run) (kept []region.Run, err error) {
 	return kept, nil
 }
 
+// empty puts zeros into runs, durably.
+func (p *Pool) empty(runs []region.Run) error {
+	kept, err := p.discard(runs)
+	if err != nil {
+		return err
+	}
+	return p.wipe(kept)
+}
+
 // wipe writes zeros to runs, and makes them and all that was discarded durable.
 func (p *Pool) wipe(runs []region.Run) error {
 	zeros := make([]byte, minDiscardSlots*region.PageSize)
 	for _, r := range runs {
 		for at := r.Start; at < r.End(); at += minDiscardSlots {
 			n := min(uint64(r.End()-at), minDiscardSlots)
-			if err := p.media.WriteAt(zeros[:n*region.PageSize], at.Offset()); err != nil {
+			if err := p.WriteAt(zeros[:n*region.PageSize], at.Offset()); err != nil {
 				return err
 			}
 		}

@@ -31,8 +31,9 @@ type memoryNode struct {
 	nic           verbs.NIC // nil: no RDMA
 	rdma          string    // address, as those above
 
-	pool *memnode.Pool // while it runs
-	stop func()
+	pool   *memnode.Pool // while it runs, as the next
+	server *node.Server
+	stop   func()
 }
 
 // newNode starts a memory node on a new pool.
@@ -83,7 +84,7 @@ func (n *memoryNode) start() {
 	}
 	server := node.NewServer(cfg)
 	go func() { done <- server.Run(ctx, control, data) }()
-	n.pool = pool
+	n.pool, n.server = pool, server
 	n.stop = func() {
 		n.stop = nil
 		cancel()

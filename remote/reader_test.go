@@ -85,7 +85,7 @@ func mustShow(t *testing.T, h *volume.Handle, what string, want []byte) {
 // may get a page of the same checksum: what a reader kept of the epoch before goes with
 // it, when it is refreshed, or when a file is opened.
 func TestKeptPagesGoWithTheirEpoch(t *testing.T) {
-	n := newNode(t, 5*time.Second)
+	n := newNode(t, 20*time.Second)
 	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
 	watching(t, w)
 	const pages = 8

@@ -486,7 +486,7 @@ func (k *waitingKernel) Range(ino namespace.Ino, _, _ int64) error {
 // The memory node restarts in the middle of a refresh, which waits for a read, which
 // waits for the session to be made again. That waits for neither.
 func TestRestartDuringARefresh(t *testing.T) {
-	n := newNode(t, 5*time.Second)
+	n := newNode(t, 20*time.Second)
 	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
 	watching(t, w)
 	const pages = 40

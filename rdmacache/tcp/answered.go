@@ -112,7 +112,7 @@ func (c *Conn) take(sequence uint64) *readOp {
 	// Where somebody waits for a FLUSH, only its answer shows that the writes before
 	// it get through.
 	if r != nil && len(c.waiting)+len(c.flying) == 0 {
-		c.troubled = time.Time{}
+		c.troubled, c.pause = time.Time{}, 0
 	}
 	return r
 }
@@ -181,7 +181,7 @@ func (c *Conn) flushed(sequence uint64, err error) error {
 		return err
 	}
 	c.inFlight = flight{}
-	c.troubled = time.Time{}
+	c.troubled, c.pause = time.Time{}, 0
 	c.answerLocked(&c.flying, err)
 	c.mu.Unlock()
 	c.send() // the next FLUSH, if somebody waits for one

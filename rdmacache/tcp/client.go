@@ -57,7 +57,7 @@ type Conn struct {
 	mu       sync.Mutex
 	link     *clientLink   // nil while there is none
 	attempt  uint64        // connections tried; of run, after Dial, as the next
-	pause    time.Duration // before the next try; grows until something is heard
+	pause    time.Duration // before the next try; grows until work gets done
 	err      error         // of all calls, final
 	writeErr error         // of writes and flushes, final
 	writes   writeQueue

@@ -66,9 +66,6 @@ func (c *Conn) run(ctx context.Context, k *clientLink) {
 		if ctx.Err() == nil {
 			c.log.Info("data connection broke", "err", k.err)
 		}
-		if k.rx.heard.Load() > 0 { // else it may have broken at what is sent again
-			c.pause = 0
-		}
 		c.unlink(since)
 		k = c.redial(ctx, k.err)
 	}
@@ -162,13 +159,12 @@ func (c *Conn) redial(ctx context.Context, why error) *clientLink {
 			c.fail(fmt.Errorf("%w: not reached for %v: %w", ErrLost, c.patience, why))
 			return nil
 		}
-		if c.pause > 0 {
+		if pause := c.nextPause(); pause > 0 {
 			select {
-			case <-time.After(c.pause/2 + rand.N(c.pause)): // many clients may have lost it together
+			case <-time.After(pause/2 + rand.N(pause)): // many clients may have lost it together
 			case <-ctx.Done():
 			}
 		}
-		c.pause = min(max(2*c.pause, 5*time.Millisecond), c.patience/10, 500*time.Millisecond)
 		if ctx.Err() == nil && time.Now().Before(deadline) {
 			attempt, cancel := context.WithDeadline(ctx, deadline)
 			k, _, err := c.connect(attempt)
@@ -180,6 +176,15 @@ func (c *Conn) redial(ctx context.Context, why error) *clientLink {
 			why = err
 		}
 	}
+}
+
+// nextPause is how long to wait before the next try, and makes the one after it longer.
+func (c *Conn) nextPause() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pause := c.pause
+	c.pause = min(max(2*pause, 5*time.Millisecond), c.patience/10, 500*time.Millisecond)
+	return pause
 }
 
 // relink begins to use k.

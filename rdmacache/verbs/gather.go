@@ -138,7 +138,7 @@ func (l *lane) postRead(k *link, r *readOp) {
 		k.add(Work{Op: OpRead, Local: mem[p.off-r.off:][:p.n], RKey: x.rkey, Remote: x.at(p.off)})
 	})
 	k.signal()
-	r.seq, r.since = k.seq, time.Now()
+	r.seq, r.after, r.since = k.seq, l.ring.posted, time.Now()
 	k.reads = append(k.reads, r)
 	l.stats.RoundTrips++
 }

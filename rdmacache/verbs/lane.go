@@ -42,7 +42,7 @@ type lane struct {
 	polling  bool          // somebody is in Poll or Wait
 	copying  int           // who copies to or from the arena
 	attempt  uint32        // connections tried; of run, after Dial, as the next
-	pause    time.Duration // before the next try; grows until something is heard
+	pause    time.Duration // before the next try; grows until work gets done
 	err      error         // of all calls, final
 	writeErr error         // of writes and flushes, final
 	leaked   bool          // a queue pair could not be destroyed: the arena stays
@@ -51,6 +51,7 @@ type lane struct {
 	blocks   blocks    // of the arena that reads have
 	waits    []*wait   // for a flush
 	full     bool      // there was no space for what is in the ring
+	again    uint64    // entries before this one were posted when a queue pair broke, perhaps at one of them
 	troubled time.Time // since when nothing was heard; zero: all is well
 	stats    Stats
 	places   []place // to gather in

@@ -347,6 +347,9 @@ func (l *lane) settle(k *link) {
 	done := 0
 	for done < len(k.reads) && k.reads[done].seq <= k.acked {
 		r := k.reads[done]
+		if len(l.waits) == 0 && r.after >= l.again {
+			l.pause = 0 // what queue pairs may have broken at got through before it
+		}
 		k.sample(r.since)
 		if r.finish(nil); r.abandoned {
 			l.blocks.free(r.first, int(r.n))
@@ -374,7 +377,7 @@ func (l *lane) settle(k *link) {
 	*f = flight{}
 	l.ring.ack(covers)
 	l.full = false
-	l.troubled = time.Time{}
+	l.troubled, l.pause = time.Time{}, 0
 	l.stats.Commits++
 	l.answer(nil, func(w *wait) bool { return w.after <= covers })
 }

@@ -18,6 +18,7 @@ type readOp struct {
 	place
 	first     int       // of the blocks that it is read into
 	from, seq uint64    // its work requests, once they were posted
+	after     uint64    // entries posted before it
 	refused   int       // queue pairs that broke at it
 	since     time.Time // it was posted
 	abandoned bool      // nobody waits any more

@@ -79,9 +79,6 @@ func (l *lane) unlink(k *link, since time.Time, err error) {
 	for l.posting || l.polling {
 		l.sleep(context.Background()) // they have a queue that is closed
 	}
-	if k.heard > 0 { // else it may have broken at what is posted again
-		l.pause = 0
-	}
 	if err != nil {
 		l.leaked = true
 		l.failLocked(fmt.Errorf("%w: destroy a queue pair: %w", ErrLost, err))
@@ -113,6 +110,7 @@ func (l *lane) unlink(k *link, since time.Time, err error) {
 		l.troubled = since
 	}
 	if l.writeErr == nil {
+		l.again = max(l.again, l.ring.posted)
 		l.ring.rewind()
 	}
 }

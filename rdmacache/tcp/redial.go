@@ -178,7 +178,8 @@ func (c *Conn) redial(ctx context.Context, why error) *clientLink {
 	}
 }
 
-// nextPause is how long to wait before the next try, and makes the one after it longer.
+// nextPause is how long to wait before the next try, and makes the one after it longer: up to
+// a tenth of the patience.
 func (c *Conn) nextPause() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -207,7 +208,8 @@ func TestReplayAfterPowerLoss(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := l.Addr().String()
+	var address atomic.Value // of the present life: somebody else may take the port of the last
+	address.Store(l.Addr().String())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	nodes := make(chan error, 1)
@@ -221,14 +223,17 @@ func TestReplayAfterPowerLoss(t *testing.T) {
 			end()
 			s.LosePower()
 			losses++
-			if l, err = net.Listen("tcp", address); err != nil {
+			if l, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 				nodes <- err
 				return
 			}
+			address.Store(l.Addr().String())
 		}
 		_ = l.Close()
 	}()
-	c := dial(t, tcp.Config{Connect: dialer(address), Patience: 5 * time.Second})
+	c := dial(t, tcp.Config{Patience: 5 * time.Second, Connect: func(ctx context.Context) (net.Conn, error) {
+		return dialer(address.Load().(string))(ctx)
+	}})
 	if err := conntest.Stress(ctx, c, s, *seed, 4, 400); err != nil {
 		t.Errorf("%v (-seed %d)", err, *seed)
 	}

@@ -46,7 +46,7 @@ func (s *server) serve(ctx context.Context, k *serverLink, r Request, c choice, 
 	})
 	defer watch.Wait()
 	defer cancel()
-	a := answers{k: k, q: q}
+	a := answers{s: s, k: k, q: q}
 	for i := range 2 * serverCredits {
 		a.free = append(a.free, serverCredits+i)
 	}
@@ -60,6 +60,7 @@ func (k *serverLink) receive(i int) Work {
 
 // answers deals with the messages of a connection, in one goroutine.
 type answers struct {
+	s       *server
 	k       *serverLink
 	q       Queue
 	free    []int        // buffers to answer in
@@ -117,7 +118,7 @@ func (a *answers) answer(c Completion) error {
 	switch m.kind {
 	case kindMap:
 		reply.kind = kindMapped
-		reply.extent, err = a.k.window.reach(m.off)
+		reply.extent, err = a.s.reach(a.k.window, m.off)
 		if err != nil {
 			reply.fail(err, codeUnavailable)
 		}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 const probeSize = 4096
@@ -22,21 +24,24 @@ func (c *choice) not(format string, args ...any) {
 func (c *choice) String() string { return strings.Join(c.why, "; ") }
 
 // choose decides how the writes of a client become persistent. d is a domain of the
-// device, without queue pairs: what is registered to try it is in nobody's reach.
-func choose(s Session, device Device, d Domain, clientFlushes bool, p Persistence) choice {
-	c := choice{method: ByMessage}
+// device, without queue pairs: what is registered to try it is in nobody's reach. An error says
+// that there is no memory to try: the next connection must not be by another method for that.
+func choose(s Session, device Device, d Domain, clientFlushes bool, p Persistence) (c choice, short error) {
+	c.method = ByMessage
 	mem, medium := s.Bytes(), s.Medium()
 	if len(mem) == 0 {
 		c.not("medium %s is not memory: put the pool on DAX or tmpfs", medium.Kind)
-		return c
+		return c, nil
 	}
 	base := RemoteRead
 	if !s.ReadOnly() {
 		base |= RemoteWrite
 	}
-	if err := probe(d, mem, base); err != nil {
+	if err := probe(d, mem, base); errors.Is(err, unix.ENOMEM) {
+		return c, err
+	} else if err != nil {
 		c.not("device %s does not register medium %s: %v", device.Name(), medium.Kind, err)
-		return c
+		return c, nil
 	}
 	c.access = base
 	flush := func() bool {
@@ -50,6 +55,9 @@ func choose(s Session, device Device, d Domain, clientFlushes bool, p Persistenc
 			if err == nil {
 				c.method, c.access = ByFlush, base|RemoteFlush
 				return true
+			}
+			if errors.Is(err, unix.ENOMEM) {
+				short = err
 			}
 			c.not("device %s does not register medium %s for FLUSH: %v", device.Name(), medium.Kind, err)
 		}
@@ -73,7 +81,7 @@ func choose(s Session, device Device, d Domain, clientFlushes bool, p Persistenc
 		c.method = ByCPU
 		c.not("the operator has not declared that what was read back is persistent")
 	}
-	return c
+	return c, short
 }
 
 // probe tries to register the beginning of the pool.

@@ -121,7 +121,7 @@ func (e *registerError) Error() string {
 	}
 	text += ": " + e.err.Error()
 	if errors.Is(e.err, syscall.ENOMEM) {
-		text += " (raise the limit of locked memory: LimitMEMLOCK, ulimit -l)"
+		text += " (raise the limit of locked memory: LimitMEMLOCK of the unit, or ulimit -l; see rpmemctl doctor)"
 	}
 	return text
 }

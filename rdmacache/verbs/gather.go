@@ -11,17 +11,24 @@ import (
 // is likely to be in the same extent.
 const askApart = 16 << 20
 
-// manyExtents is how many a connection has when what is posted is flushed though nobody
-// waits for it yet. The memory node ends the connection at maxMappings, and the next one
-// has to find more done than this one did.
+// manyExtents is how many a connection may have, as long as nothing else is known, before it
+// asks for another only when nothing is under way: the memory node may end the connection for
+// it, as it does at maxMappings, and the next one has to find more done than this one did.
 const manyExtents = maxMappings / 2
+
+// maxCramped is how many connections may be ended for want of memory, and nothing got done,
+// before somebody is told that there is none.
+const maxCramped = 8
 
 // gather puts what is to be posted next into the outbox, and says whether there is
 // something that can be. mu is held, and nobody posts.
 func (l *lane) gather(k *link) bool {
 	if len(k.outbox) == 0 && l.err == nil {
-		l.gatherWrites(k)
-		l.gatherReads(k)
+		if !l.held || !l.busy(k) {
+			l.askHeld(k)
+			l.gatherWrites(k)
+			l.gatherReads(k)
+		}
 		l.gatherFlush(k)
 	}
 	return len(k.outbox) > 0 && k.room() > 0
@@ -53,9 +60,6 @@ func (l *lane) gatherWrites(k *link) {
 	for l.ring.posted < upto && len(k.outbox) < queueSends {
 		e := l.ring.next()
 		if off, ok := k.extents.missing(e.place); ok {
-			if k.flight.under && len(k.extents) >= manyExtents {
-				return // its end comes first: it may be all that this connection can do
-			}
 			l.ask(k, off)
 			l.askAhead(k, upto)
 			return
@@ -81,10 +85,28 @@ func (l *lane) askAhead(k *link, upto uint64) {
 	}
 }
 
-// ask asks where byte off is, unless something near it is being asked for.
+// ask asks where byte off is, unless something near it is being asked for. Where the
+// connection has many extents it asks for one at a time, when nothing is under way.
 func (l *lane) ask(k *link, off int64) {
+	asking := 0
 	for i := range k.asks {
-		if a := &k.asks[i]; a.kind == kindMap && !a.answered && a.off/askApart == off/askApart {
+		a := &k.asks[i]
+		if a.kind != kindMap || a.answered {
+			continue
+		}
+		if a.off/askApart == off/askApart {
+			return
+		}
+		asking++
+	}
+	if len(k.extents)+asking >= l.many {
+		switch {
+		case asking > 0:
+			return
+		case l.busy(k):
+			if !l.held {
+				l.held, l.heldAt = true, off
+			}
 			return
 		}
 	}
@@ -93,6 +115,20 @@ func (l *lane) ask(k *link, off int64) {
 		l.stats.RoundTrips++
 	}
 }
+
+// askHeld asks for what had to wait, before something else is under way again.
+func (l *lane) askHeld(k *link) {
+	if !l.held {
+		return
+	}
+	l.held = false
+	if _, ok := k.extents.find(l.heldAt); !ok {
+		l.ask(k, l.heldAt)
+	}
+}
+
+// busy says that something is under way which would have to begin anew with another connection.
+func (l *lane) busy(k *link) bool { return l.ring.posted > l.ring.acked || len(k.reads) > 0 }
 
 // each calls fn for the part of p in each extent. There is one everywhere.
 func (k *link) each(p place, fn func(p place, x *extent)) {
@@ -144,11 +180,11 @@ func (l *lane) postRead(k *link, r *readOp) {
 }
 
 // gatherFlush begins the next flush, if none is under way and somebody waits for what is
-// posted, or the connection has many extents; or goes on with the one that is.
+// posted, or for its end; or goes on with the one that is.
 func (l *lane) gatherFlush(k *link) {
 	f := &k.flight
 	if !f.under {
-		wanted := len(k.extents) >= manyExtents
+		wanted := l.held
 		for _, w := range l.waits {
 			w.flying = w.after <= l.ring.posted
 			wanted = wanted || w.flying

@@ -43,6 +43,7 @@ type lane struct {
 	copying  int           // who copies to or from the arena
 	attempt  uint32        // connections tried; of run, after Dial, as the next
 	pause    time.Duration // before the next try; grows until work gets done
+	alive    bool          // the memory node answered on the last connection
 	err      error         // of all calls, final
 	writeErr error         // of writes and flushes, final
 	leaked   bool          // a queue pair could not be destroyed: the arena stays
@@ -50,6 +51,10 @@ type lane struct {
 	reads    []*readOp // to be posted, oldest first
 	blocks   blocks    // of the arena that reads have
 	waits    []*wait   // for a flush
+	many     int       // extents that a connection may have, see manyExtents
+	held     bool      // byte heldAt is to be asked for when nothing is under way; nothing else begins before
+	heldAt   int64
+	cramped  int       // connections that the memory node ended for it cannot register more; until work gets done
 	full     bool      // there was no space for what is in the ring
 	again    uint64    // entries before this one were posted when a queue pair broke, perhaps at one of them
 	troubled time.Time // since when nothing was heard; zero: all is well
@@ -75,7 +80,9 @@ func dialLane(ctx context.Context, cfg Config) (*lane, rdmacache.Medium, error) 
 	if err != nil {
 		return nil, rdmacache.Medium{}, err
 	}
-	l := &lane{cfg: cfg, log: cfg.Log, arena: a, stream: rand.Uint64(), done: make(chan struct{})}
+	l := &lane{
+		cfg: cfg, log: cfg.Log, arena: a, stream: rand.Uint64(), done: make(chan struct{}), many: manyExtents,
+	}
 	l.ring.mem = a.ring
 	dialCtx, cancel := context.WithTimeout(ctx, cfg.Patience)
 	defer cancel()

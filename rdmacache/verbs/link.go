@@ -276,6 +276,7 @@ func (l *lane) answered(k *link, m *message) error {
 				errProtocol, m.extent.start, m.extent.end, a.off, len(k.extents))
 		}
 		k.extents.add(m.extent)
+		l.many = max(l.many, len(k.extents)/2)
 	case m.kind == kindDone && a.kind == kindPersist:
 		if k.flight.under && k.flight.number == a.flight {
 			k.flight.asked--
@@ -297,6 +298,12 @@ func (l *lane) refused(k *link, a *ask, err *refusal) error {
 	case errors.Is(err, errRange) && a.kind == kindMap, errors.Is(err, region.ErrNoSpace) && a.kind == kindMap:
 		l.unreachable(k, a.off, err)
 		return nil
+	case errors.Is(err, errStale) && a.kind == kindMap:
+		l.many = max(len(k.extents)/2, 1)
+		if l.cramped++; l.cramped > maxCramped {
+			l.unreachable(k, a.off, fmt.Errorf("%w: %w", region.ErrNoSpace, err))
+			return nil
+		}
 	case a.kind == kindPersist && (!k.flight.under || k.flight.number != a.flight):
 		return nil // of a flush that is over
 	case errors.Is(err, region.ErrNoSpace):
@@ -348,7 +355,7 @@ func (l *lane) settle(k *link) {
 	for done < len(k.reads) && k.reads[done].seq <= k.acked {
 		r := k.reads[done]
 		if len(l.waits) == 0 && r.after >= l.again {
-			l.pause = 0 // what queue pairs may have broken at got through before it
+			l.pause, l.cramped = 0, 0 // what queue pairs may have broken at got through before it
 		}
 		k.sample(r.since)
 		if r.finish(nil); r.abandoned {
@@ -377,7 +384,7 @@ func (l *lane) settle(k *link) {
 	*f = flight{}
 	l.ring.ack(covers)
 	l.full = false
-	l.troubled, l.pause = time.Time{}, 0
+	l.troubled, l.pause, l.cramped = time.Time{}, 0, 0
 	l.stats.Commits++
 	l.answer(nil, func(w *wait) bool { return w.after <= covers })
 }

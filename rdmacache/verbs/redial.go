@@ -83,6 +83,7 @@ func (l *lane) unlink(k *link, since time.Time, err error) {
 		l.leaked = true
 		l.failLocked(fmt.Errorf("%w: destroy a queue pair: %w", ErrLost, err))
 	}
+	l.alive = k.heard > 0
 	waiting := l.reads
 	l.reads = nil
 	for _, r := range k.reads {
@@ -151,12 +152,17 @@ func (l *lane) redial(ctx context.Context, why error) *link {
 	}
 }
 
-// nextPause is how long to wait before the next try, and makes the one after it longer.
+// nextPause is how long to wait before the next try, and makes the one after it longer: up to
+// a tenth of the patience, or a hundredth where the memory node answers. What breaks the
+// connections then may be memory that it revokes again and again, which takes some luck.
 func (l *lane) nextPause() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	pause := l.pause
 	l.pause = min(max(2*pause, 5*time.Millisecond), l.cfg.Patience/10, 500*time.Millisecond)
+	if l.alive {
+		l.pause = min(l.pause, max(l.cfg.Patience/100, 5*time.Millisecond))
+	}
 	return pause
 }
 

@@ -105,7 +105,7 @@ func (x alwaysFails) run(t *testing.T, w way) {
 	} else {
 		time.Sleep(patience) // of the bubble
 	}
-	if n := c.Stats().Connections; n < 10 || n > 60 {
+	if n := c.Stats().Connections; n < 10 || n > 200 {
 		t.Errorf("%d connections in %v", n, patience)
 	}
 }

@@ -48,7 +48,6 @@ func TestRegisterAroundBadPage(t *testing.T) {
 		{"hole in a full tmpfs", tmpfs, unix.EFAULT, codeNoSpace, true},
 		{"poisoned", dax, unix.EHWPOISON, codeRange, true},
 		{"fault", dax, unix.EFAULT, codeRange, true},
-		{"locked memory", tmpfs, unix.ENOMEM, codeRange, false},
 		{"full", dax, unix.ENOSPC, codeNoSpace, false},
 		{"device", dax, unix.EIO, codeUnavailable, false},
 	} {
@@ -70,4 +69,60 @@ func TestRegisterAroundBadPage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// limitedDomain registers so many bytes, and no more.
+type limitedDomain struct {
+	Domain
+	left int
+}
+
+type limitedMR struct {
+	fakeMR
+	domain *limitedDomain
+	n      int
+}
+
+func (d *limitedDomain) Register(mem []byte, _ Access) (MR, error) {
+	if len(mem) > d.left {
+		return nil, fmt.Errorf("register %d bytes: %w", len(mem), unix.ENOMEM)
+	}
+	d.left -= len(mem)
+	return limitedMR{fakeMR{new(fakeDevice)}, d, len(mem)}, nil
+}
+
+func (m limitedMR) Close() error { m.domain.left += m.n; return nil }
+
+// A limit of locked memory is used up to the last few pages, in smaller and smaller parts.
+func TestRegisterUpToLimit(t *testing.T) {
+	const size, limit = 64 << 20, 40<<20 + 1
+	s := conntest.NewStore(size, rdmacache.Medium{Kind: "dax"})
+	d := &limitedDomain{left: limit}
+	w := &window{session: wholeSession{storeSession{s}}, mem: s.Bytes(), domain: d}
+	got := int64(0)
+	for off := int64(0); ; {
+		x, err := w.reach(off)
+		if errors.Is(err, unix.ENOMEM) {
+			break
+		}
+		if err != nil || x.start > off || x.end <= off {
+			t.Fatalf("reach %d = %+v, %v", off, x, err)
+		}
+		got += x.end - off
+		off = x.end
+	}
+	if d.left >= minChunk || got <= limit-minChunk || len(w.mappings) > 8 {
+		t.Errorf("%d bytes in %d parts, %d left", got, len(w.mappings), d.left)
+	}
+	w.Revoke(0, size)
+	if d.left != limit || w.mapped.Load() != 0 {
+		t.Errorf("%d bytes are still registered", limit-d.left)
+	}
+}
+
+// wholeSession lets all be reached at once.
+type wholeSession struct{ storeSession }
+
+func (s wholeSession) Extent(int64) (start, end int64, err error) {
+	return 0, int64(len(s.Bytes())), nil
 }

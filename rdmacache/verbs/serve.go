@@ -140,7 +140,11 @@ func (s *server) accept(ctx context.Context, r Request) {
 
 // handle serves one connection of a session. welcomed is called when the greeting is over.
 func (s *server) handle(ctx context.Context, r Request, session Session, h hello, welcomed func()) error {
-	k, err := newServerLink(session, h, r, s.log)
+	var k *serverLink
+	err := s.sparing(nil, func() (err error) {
+		k, err = newServerLink(session, h, r, s.log)
+		return err
+	})
 	if err != nil {
 		return s.reject(r, err)
 	}
@@ -151,7 +155,12 @@ func (s *server) handle(ctx context.Context, r Request, session Session, h hello
 	defer s.leave(k)
 	c := choice{method: ByMessage, why: []string{"the client wants messages"}}
 	if !h.wants {
-		c = choose(session, r.Device(), k.domain, h.flushes, s.cfg.Persistence)
+		if err := s.sparing(k.window, func() (err error) {
+			c, err = choose(session, r.Device(), k.domain, h.flushes, s.cfg.Persistence)
+			return err
+		}); err != nil {
+			return s.reject(r, err)
+		}
 	}
 	s.log.Info("RDMA connection", "peer", r.Peer(), "device", r.Device().Name(), "medium", session.Medium().Kind,
 		"method", c.method, "because", c.String())

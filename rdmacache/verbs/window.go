@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +18,8 @@ import (
 const (
 	// chunk is how much of the pool is registered at once, at most, and its alignment.
 	chunk = 256 << 20
+	// minChunk is how much of it is worth an MR of its own where memory is short.
+	minChunk = 2 << 20
 	// maxMappings bounds the MRs of a connection.
 	maxMappings = 1024
 )
@@ -33,6 +36,10 @@ type window struct {
 	access  Access
 	domain  Domain
 	log     *slog.Logger
+
+	// mapped is when the newest of mappings was made, in ns; 0: there are none. It is stored
+	// with mu held, and publishes nothing.
+	mapped atomic.Int64
 
 	mu       sync.Mutex
 	queue    Queue
@@ -97,11 +104,13 @@ func (w *window) reach(off int64) (extent, error) {
 		return extent{}, err
 	}
 	w.mappings = append(w.mappings, m)
+	w.mapped.Store(time.Now().UnixNano())
 	return m.extent(), nil
 }
 
-// register makes an MR of the bytes from start up to end, or of fewer around off where
-// some have no memory: a page that is damaged, or that a full tmpfs cannot hold.
+// register makes an MR of the bytes from start up to end, or of fewer around off: where
+// some have no memory, as a page that is damaged or that a full tmpfs cannot hold, and where
+// so many cannot be registered.
 func (w *window) register(start, end, off int64) (mapping, error) {
 	for {
 		mr, err := w.domain.Register(w.mem[start:end:end], w.access)
@@ -110,12 +119,11 @@ func (w *window) register(start, end, off int64) (mapping, error) {
 		}
 		err = fmt.Errorf("register bytes %d to %d: %w", start, end, err)
 		switch faults := errors.Is(err, unix.EFAULT) || errors.Is(err, unix.EHWPOISON); {
-		case faults && end-start > region.PageSize:
+		case faults && end-start > region.PageSize, errors.Is(err, unix.ENOMEM) && end-start > minChunk:
 			start, end = halve(start, end, off)
 		case errors.Is(err, unix.ENOSPC), faults && w.session.Medium().Volatile:
 			return mapping{}, fmt.Errorf("%w: %w", region.ErrNoSpace, err)
-		case faults, errors.Is(err, unix.ENOMEM):
-			// To try again does not help; for want of memory somebody has to do something.
+		case faults: // to try again does not help
 			return mapping{}, &refusal{codeRange, err.Error()}
 		default:
 			return mapping{}, err
@@ -173,7 +181,9 @@ func (w *window) deregister(which func(*mapping) bool) error {
 		}
 	}
 	clear(w.mappings[len(kept):])
-	w.mappings = kept
+	if w.mappings = kept; len(kept) == 0 {
+		w.mapped.Store(0)
+	}
 	return failed
 }
 

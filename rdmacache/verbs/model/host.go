@@ -24,6 +24,8 @@ type Host struct {
 
 	// Guarded by Fabric.mu:
 	dead      bool
+	lockable  int     // bytes that may be registered for peers, see Limit
+	locked    int     // bytes that are
 	held      [2]bool // nothing passes to others, from others
 	clip      func(verbs.Work) bool
 	listeners map[int]*listener
@@ -71,6 +73,14 @@ func (h *Host) Hold(out, in bool) {
 		x.advance()
 	}
 	h.advance()
+}
+
+// Limit makes that no more than n bytes of the host's memory are registered for access of peers
+// from now on; 0: any number is. What is registered stays.
+func (h *Host) Limit(n int) {
+	h.fabric.mu.Lock()
+	defer h.fabric.mu.Unlock()
+	h.lockable = n
 }
 
 // Clip makes that work of the host's queues for which drop is true does not arrive any

@@ -3,6 +3,7 @@ package model
 import (
 	"errors"
 	"fmt"
+	"syscall"
 	"unsafe"
 
 	"github.com/rpmemfs/rpmemfs/rdmacache/verbs"
@@ -72,6 +73,12 @@ func (d *domain) Register(mem []byte, access verbs.Access) (verbs.MR, error) {
 	if access&verbs.RemoteFlush != 0 && (!h.opts.Flush || m.medium == nil) {
 		return nil, fmt.Errorf("model: register for FLUSH: %w", errors.ErrUnsupported)
 	}
+	if access != 0 {
+		if h.lockable > 0 && h.locked+len(mem) > h.lockable {
+			return nil, fmt.Errorf("model: register %d bytes: %w", len(mem), syscall.ENOMEM)
+		}
+		h.locked += len(mem)
+	}
 	m.key = f.newKey()
 	d.users++
 	h.mrs[m.key] = m
@@ -112,6 +119,9 @@ func (m *mr) close() {
 	m.closed = true
 	m.domain.users--
 	h := m.domain.host
+	if m.access != 0 {
+		h.locked -= len(m.mem)
+	}
 	delete(h.mrs, m.key)
 	h.fabric.oldKeys = append(h.fabric.oldKeys, m.key)
 }

@@ -3,6 +3,7 @@ package memnode
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -77,21 +78,27 @@ func (p *Pool) grantLease(ctx context.Context, l *Lease) error {
 // EndLease forgets the lease that a session has of a share, durably, or does nothing
 // if it has none. The session's Fence must have ended.
 func (p *Pool) EndLease(ctx context.Context, share namespace.Ino, session [16]byte) error {
-	// First: a memory node that is killed after the end does not know what to settle.
-	err := p.settle(ctx, share)
+	held := func(t txn) error {
+		l, err := t.lease(share)
+		if err == nil && (l == nil || l.Session != session) {
+			err = errUnchanged
+		}
+		return err
+	}
+	err := p.view(ctx, held)
+	if err == nil {
+		// First: a memory node that is killed after the end does not know what to settle.
+		err = p.settle(ctx, share)
+	}
 	if err == nil {
 		err = p.update(ctx, func(t txn) error {
-			l, err := t.lease(share)
-			if err != nil {
+			if err := held(t); err != nil {
 				return err
-			}
-			if l == nil || l.Session != session {
-				return errUnchanged
 			}
 			return t.delete(bucketLeases, key1(uint64(share)))
 		})
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, errUnchanged) {
 		return fmt.Errorf("end lease of share %d: %w", share, err)
 	}
 	return nil

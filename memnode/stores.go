@@ -13,7 +13,12 @@ import (
 // A device of a session stores to the pool's memory without a call, and makes persistent
 // what a commit needs. What it stored besides is there, and the next session takes it
 // for durable; but no Flush of the medium knows of it. So it is made persistent before the
-// lease is forgotten, also for the leases that the pool is opened with.
+// lease is forgotten. A share that was reached by calls only costs nothing: a Flush knows what
+// this process stored.
+//
+// It does not know what the process before stored, which may have been killed with that in the
+// processor's caches. So the shares whose leases the pool is opened with are made persistent,
+// too, whether devices reached them or not.
 
 // exposed notes that devices may store to the slots of a share.
 func (p *Pool) exposed(share namespace.Ino) {
@@ -22,8 +27,8 @@ func (p *Pool) exposed(share namespace.Ino) {
 	p.stored[share] = struct{}{}
 }
 
-// settle makes persistent what devices stored to the slots of a share, if they could. It
-// costs a walk through the share's memory. None may store to them any more.
+// settle makes persistent what devices, or the process before, may have stored to the slots of
+// a share. It costs a walk through the share's memory. Nobody may store to them any more.
 func (p *Pool) settle(ctx context.Context, share namespace.Ino) error {
 	p.mu.Lock()
 	_, exposed := p.stored[share]

@@ -81,3 +81,44 @@ func TestSettleWithBadPage(t *testing.T) {
 		})
 	}
 }
+
+// A lease whose share no device reached costs nothing when it ends. Of one that devices
+// reached all is persistent then; that an older session ends once more changes nothing.
+func TestSettleWhatWasExposed(t *testing.T) {
+	x, ctx := newTakeover(t), t.Context()
+	m := &badPage{Crashable: x.power, bad: -1, done: make(map[int64]bool)}
+	x.pool.media = m
+	x.session()
+	if _, err := x.pool.View(x.share).Grant(ctx, x.id, 10, 10); err != nil {
+		t.Fatal(err)
+	}
+	first := x.now
+	x.direct = true
+	x.session()
+	if len(m.done) > 0 {
+		t.Errorf("%d pages were persisted of a share that no device reached", len(m.done))
+	}
+	if err := x.pool.EndLease(ctx, x.share, [16]byte{first}); err != nil {
+		t.Fatal(err)
+	}
+	if len(m.done) > 0 {
+		t.Errorf("%d pages were persisted under a lease", len(m.done))
+	}
+	if err := x.pool.EndLease(ctx, x.share, [16]byte{x.now}); err != nil {
+		t.Fatal(err)
+	}
+	var runs []region.Run
+	if err := x.pool.view(ctx, func(tx txn) (err error) {
+		runs, err = tx.of(x.share).allExtents()
+		return err
+	}); err != nil || len(runs) == 0 {
+		t.Fatalf("the share has %v, %v", runs, err)
+	}
+	for _, r := range runs {
+		for s := r.Start; s < r.End(); s++ {
+			if !m.done[s.Offset()] {
+				t.Errorf("page at %d is not persistent", s.Offset())
+			}
+		}
+	}
+}

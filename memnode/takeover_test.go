@@ -3,9 +3,9 @@ package memnode
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -20,17 +20,17 @@ type fenceDevice struct {
 	*Fence
 	unplugged bool
 	memory    *media.Crashable // that it stores to without a call; nil: it calls
-	stored    [][2]int64       // since the last flush
+	stored    [][2]int64       // offset and bytes, since the last flush
 }
 
 func (d *fenceDevice) Read(_ context.Context, p []byte, off int64) error  { return d.ReadAt(p, off) }
 func (d *fenceDevice) Write(_ context.Context, p []byte, off int64) error { return d.WriteAt(p, off) }
 
 func (d *fenceDevice) WriteAt(p []byte, off int64) error {
+	d.stored = append(d.stored, [2]int64{off, int64(len(p))})
 	if d.memory == nil {
 		return d.Fence.WriteAt(p, off)
 	}
-	d.stored = append(d.stored, [2]int64{off, int64(len(p))})
 	return d.memory.Store(p, off)
 }
 
@@ -39,6 +39,7 @@ func (d *fenceDevice) Flush(context.Context) error {
 		return errors.New("unplugged")
 	}
 	if d.memory == nil {
+		d.stored = nil
 		return d.Fence.Flush()
 	}
 	for _, s := range d.stored {
@@ -68,6 +69,35 @@ type takeover struct {
 	keep  bool // leases, when the pool is opened
 	// direct sessions store to the medium's memory themselves.
 	direct bool
+	// cached: what a call stored is in the processor's caches, and its process flushes it.
+	cached bool
+}
+
+// A cached medium flushes, as media.Pmem does, what was stored by it, and not what another
+// process stored.
+type cached struct {
+	*media.Crashable
+	mu     sync.Mutex
+	stored [][2]int64
+}
+
+func (m *cached) WriteAt(p []byte, off int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stored = append(m.stored, [2]int64{off, int64(len(p))})
+	return m.Store(p, off)
+}
+
+func (m *cached) Flush() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.stored {
+		if err := m.Persist(s[0], s[1]); err != nil {
+			return err
+		}
+	}
+	m.stored = nil
+	return nil
 }
 
 // start opens the pool as a memory node does that was killed before.
@@ -82,7 +112,11 @@ func (x *takeover) start() {
 	if err != nil {
 		x.t.Fatal(err)
 	}
-	if x.pool, err = assemble(meta, x.power, Options{KeepOrphans: x.keep}); err != nil {
+	var m media.Media = x.power
+	if x.cached {
+		m = &cached{Crashable: x.power}
+	}
+	if x.pool, err = assemble(meta, m, Options{KeepOrphans: x.keep}); err != nil {
 		x.t.Fatal(err)
 	}
 }
@@ -144,7 +178,12 @@ func (x *takeover) store(d *fenceDevice, im *region.Image, stamp uint64) region.
 
 func newTakeover(t *testing.T) *takeover {
 	t.Helper()
-	x := &takeover{t: t, path: filepath.Join(t.TempDir(), metaFile), keep: true}
+	return newTakeoverOn(t, false)
+}
+
+func newTakeoverOn(t *testing.T, cached bool) *takeover {
+	t.Helper()
+	x := &takeover{t: t, path: filepath.Join(t.TempDir(), metaFile), keep: true, cached: cached}
 	h := header{slots: 200, created: 1}
 	if err := createMeta(x.path, h, true); err != nil {
 		t.Fatal(err)
@@ -177,18 +216,20 @@ func TestTakeoverOfUnflushedEpoch(t *testing.T) {
 		{name: "memory node, lease", restarted: true, leased: true},
 		{name: "mount", restarted: true, mount: true},
 	} {
-		for _, direct := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, direct: %v", how.name, direct), func(t *testing.T) {
+		for name, way := range map[string]struct{ direct, cached bool }{
+			"calls": {}, "calls, caches": {cached: true}, "direct": {direct: true},
+		} {
+			t.Run(how.name+", "+name, func(t *testing.T) {
 				for i := range uint64(40) {
-					takeOverUnflushed(t, i, direct, how.restarted, how.leased, how.mount)
+					takeOverUnflushed(t, i, way.direct, way.cached, how.restarted, how.leased, how.mount)
 				}
 			})
 		}
 	}
 }
 
-func takeOverUnflushed(t *testing.T, i uint64, direct, restarted, leased, mount bool) {
-	x, ctx := newTakeover(t), t.Context()
+func takeOverUnflushed(t *testing.T, i uint64, direct, cached, restarted, leased, mount bool) {
+	x, ctx := newTakeoverOn(t, cached), t.Context()
 	x.direct = direct
 	d, im := x.session()
 	for stamp := range uint64(2) {
@@ -211,11 +252,15 @@ func takeOverUnflushed(t *testing.T, i uint64, direct, restarted, leased, mount 
 	} else if !mount {
 		// The holder's session goes on: it has what no flush covers, and stores it again.
 		left := d.stored
-		if d, im = x.open(x.pool.Generation()); direct {
-			d.stored = left
-			if err := d.Flush(ctx); err != nil {
+		d, im = x.open(x.pool.Generation())
+		for _, s := range left {
+			p := make([]byte, s[1])
+			if err := errors.Join(d.ReadAt(p, s[0]), d.WriteAt(p, s[0])); err != nil {
 				t.Fatal(err)
 			}
+		}
+		if err := d.Flush(ctx); err != nil {
+			t.Fatal(err)
 		}
 	} else {
 		d, im = x.open(x.pool.Generation()) // as a mount of the pool does

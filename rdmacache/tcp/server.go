@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/rpmemfs/rpmemfs/internal/accept"
 	"github.com/rpmemfs/rpmemfs/internal/places"
 )
 
@@ -72,26 +73,12 @@ func Serve(ctx context.Context, l net.Listener, sessions Sessions, cfg ServerCon
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() }) // Accept returns
 	defer stop()
-	for pause := time.Duration(0); ; {
-		nc, err := l.Accept()
-		switch {
-		case err == nil:
-			pause = 0
-			s.accept(ctx, nc)
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(err, net.ErrClosed):
-			return fmt.Errorf("tcp: accept: %w", err)
-		default:
-			// Out of descriptors, or a client that left already.
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			s.log.Warn("accept a data connection", "err", err)
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
-			}
-		}
+	// What passes: out of descriptors, or a client that left already.
+	failed := func(err error) { s.log.Warn("accept a data connection", "err", err) }
+	if err := accept.All(ctx, l.Accept, func(nc net.Conn) { s.accept(ctx, nc) }, failed); ctx.Err() == nil {
+		return fmt.Errorf("tcp: accept: %w", err)
 	}
+	return ctx.Err()
 }
 
 // Strangers returns a table for ServerConfig.Strangers; full is as in places.New.

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rpmemfs/rpmemfs/internal/accept"
 )
 
 const (
@@ -83,25 +85,11 @@ func Serve(ctx context.Context, l Listener, sessions Sessions, cfg ServerConfig)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() }) // Accept returns
 	defer stop()
-	for pause := time.Duration(0); ; {
-		r, err := l.Accept()
-		switch {
-		case err == nil:
-			pause = 0
-			s.accept(ctx, r)
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(err, net.ErrClosed):
-			return fmt.Errorf("verbs: accept: %w", err)
-		default:
-			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			s.log.Warn("accept an RDMA connection", "err", err)
-			select {
-			case <-time.After(pause):
-			case <-ctx.Done():
-			}
-		}
+	failed := func(err error) { s.log.Warn("accept an RDMA connection", "err", err) }
+	if err := accept.All(ctx, l.Accept, func(r Request) { s.accept(ctx, r) }, failed); ctx.Err() == nil {
+		return fmt.Errorf("verbs: accept: %w", err)
 	}
+	return ctx.Err()
 }
 
 // accept begins to serve r, or rejects it where there are too many.

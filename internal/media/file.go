@@ -59,10 +59,15 @@ func (m *File) ReadAt(p []byte, off int64) error {
 	if err := checkRange("read", len(p), off, m.size); err != nil {
 		return err
 	}
+	return readFile(m.f, p, off)
+}
+
+// readFile fills p from byte off of f, or fails.
+func readFile(f *os.File, p []byte, off int64) error {
 	// os.File repeats short reads and those that a signal interrupted.
-	_, err := m.f.ReadAt(p, off)
+	_, err := f.ReadAt(p, off)
 	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("read %d bytes at %d of %s: file was truncated: %w", len(p), off, m.f.Name(), io.ErrUnexpectedEOF)
+		return fmt.Errorf("read %d bytes at %d of %s: file was truncated: %w", len(p), off, f.Name(), io.ErrUnexpectedEOF)
 	}
 	return err
 }

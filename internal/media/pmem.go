@@ -13,6 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// preadFrom is the least that is read from a tmpfs file by pread(2), in bytes. The kernel
+// reaches all of its memory by large pages that are always there; a mapping is of small
+// ones, each of which faults when first touched.
+const preadFrom = 16 << 10
+
 // maxDirtyRanges bounds what a Pmem remembers between two flushes. Beyond it a
 // writer persists its own bytes at once.
 const maxDirtyRanges = 4096
@@ -20,7 +25,7 @@ const maxDirtyRanges = 4096
 // Pmem is a medium that is memory: a MAP_SYNC mapping of a DAX file, or of a
 // device-dax device. A write is a copy, a flush writes the cache lines of what
 // was written back (CLWB, CLFLUSHOPT or CLFLUSH) and fences. A mapping of a tmpfs
-// file is volatile, and a flush of it does nothing.
+// file is volatile, and a flush of it does nothing; much at once is read from the file.
 //
 // MAP_SYNC makes the file system's own metadata durable before a page can be
 // stored to, so no fdatasync is needed (mmap(2)).
@@ -97,6 +102,9 @@ func (m *Pmem) ReadAt(p []byte, off int64) (err error) {
 	defer m.closeMu.RUnlock()
 	if err := m.check("read", len(p), off); err != nil {
 		return err
+	}
+	if m.volatile && len(p) >= preadFrom {
+		return readFile(m.f, p, off)
 	}
 	defer catchFault(debug.SetPanicOnFault(true), "read", off, &err)
 	copy(p, m.mem[off:])

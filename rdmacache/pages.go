@@ -7,6 +7,11 @@ import (
 	"github.com/rpmemfs/rpmemfs/region"
 )
 
+// keptRead is the most pages of a read that are kept, or shared with who wants them just
+// then. More is what the kernel reads ahead of a program that goes through a file in order:
+// the kernel has it then, and the next pages would only throw it out again.
+const keptRead = 32
+
 // maxRuns bounds the reads of one call that are under way at a time.
 const maxRuns = 32
 
@@ -121,8 +126,12 @@ func (s *Pages) Clear() {
 // alone. It returns the indexes of those that it could not get, or whose checksum is
 // not their entry's.
 func (s *Pages) read(ctx context.Context, conn Conn, entries []region.Entry, p []byte) (failed []int) {
+	if len(entries) > keptRead {
+		return s.pass(ctx, conn, entries, p)
+	}
 	var (
 		own    = make([]*flight, len(entries))
+		want   = make([]bool, len(entries))
 		joined []int
 		others = make(map[int]*flight)
 	)
@@ -144,13 +153,13 @@ func (s *Pages) read(ctx context.Context, conn Conn, entries []region.Entry, p [
 			s.stats.Merged++
 			continue
 		}
-		own[i] = &flight{crc: e.CRC, done: make(chan struct{})}
+		own[i], want[i] = &flight{crc: e.CRC, done: make(chan struct{})}, true
 		s.outdate(e.Slot)
 		s.flights[e.Slot] = own[i]
 		s.stats.Misses++
 	}
 	s.mu.Unlock()
-	s.fetch(ctx, conn, entries, own, p)
+	s.fetch(ctx, conn, entries, want, p, func(i int, b []byte, err error) { s.arrived(entries[i], own[i], b, err) })
 	for i, f := range own {
 		if f != nil && f.err != nil {
 			failed = append(failed, i)
@@ -158,6 +167,30 @@ func (s *Pages) read(ctx context.Context, conn Conn, entries []region.Entry, p [
 	}
 	for _, i := range joined {
 		if !s.await(ctx, others[i], p[i*PageSize:(i+1)*PageSize]) {
+			failed = append(failed, i)
+		}
+	}
+	return failed
+}
+
+// pass is read of pages that are not kept, and that nobody else is expected to want now.
+func (s *Pages) pass(ctx context.Context, conn Conn, entries []region.Entry, p []byte) (failed []int) {
+	want, bad := make([]bool, len(entries)), make([]bool, len(entries))
+	misses := uint64(0)
+	for i, e := range entries {
+		if e.Slot != 0 {
+			want[i] = true
+			misses++
+		}
+	}
+	s.mu.Lock()
+	s.stats.Misses += misses
+	s.mu.Unlock()
+	s.fetch(ctx, conn, entries, want, p, func(i int, b []byte, err error) {
+		bad[i] = err != nil || region.Checksum(b) != entries[i].CRC
+	})
+	for i, b := range bad {
+		if b {
 			failed = append(failed, i)
 		}
 	}
@@ -181,17 +214,17 @@ func (s *Pages) await(ctx context.Context, f *flight, b []byte) bool {
 	return false
 }
 
-// fetch reads the pages of own from the wire: those in adjacent slots together, and the
-// runs beside each other.
-func (s *Pages) fetch(ctx context.Context, conn Conn, entries []region.Entry, own []*flight, p []byte) {
+// fetch reads the pages that are wanted from the wire: those in adjacent slots together, and
+// the runs beside each other. It calls arrived for each one, with its place in p.
+func (s *Pages) fetch(ctx context.Context, conn Conn, entries []region.Entry, want []bool, p []byte, arrived func(i int, b []byte, err error)) {
 	var runs [][2]int // from, to
-	for i := 0; i < len(own); {
-		if own[i] == nil {
+	for i := 0; i < len(want); {
+		if !want[i] {
 			i++
 			continue
 		}
 		end := i + 1
-		for end < len(own) && own[end] != nil && entries[end].Slot == entries[end-1].Slot+1 {
+		for end < len(want) && want[end] && entries[end].Slot == entries[end-1].Slot+1 {
 			end++
 		}
 		runs = append(runs, [2]int{i, end})
@@ -208,7 +241,7 @@ func (s *Pages) fetch(ctx context.Context, conn Conn, entries []region.Entry, ow
 		b := p[i*PageSize : end*PageSize]
 		err := conn.Read(ctx, b, entries[i].Slot.Offset())
 		for ; i < end; i++ {
-			s.arrived(entries[i], own[i], p[i*PageSize:(i+1)*PageSize], err)
+			arrived(i, p[i*PageSize:(i+1)*PageSize], err)
 		}
 	}
 	var all sync.WaitGroup

@@ -22,14 +22,15 @@ type wire struct {
 	pages int
 	hold  chan struct{} // reads wait until it is closed; nil: they do not
 	err   error         // of the next read
+	spoil bool          // a byte of the next read is wrong
 }
 
 func (w *wire) Read(ctx context.Context, p []byte, off int64) error {
 	w.mu.Lock()
 	w.reads++
 	w.pages += len(p) / pageSize
-	hold, err := w.hold, w.err
-	w.err = nil
+	hold, err, spoil := w.hold, w.err, w.spoil
+	w.err, w.spoil = nil, false
 	w.mu.Unlock()
 	if hold != nil {
 		select {
@@ -41,7 +42,11 @@ func (w *wire) Read(ctx context.Context, p []byte, off int64) error {
 	if err != nil {
 		return err
 	}
-	return w.memory.Read(ctx, p, off)
+	err = w.memory.Read(ctx, p, off)
+	if spoil {
+		p[len(p)/2]++
+	}
+	return err
 }
 
 func (w *wire) count() (reads, pages int) {
@@ -239,6 +244,22 @@ func TestPagesAreKept(t *testing.T) {
 	if got := s.pages.Stats().Misses - before; got != 1 {
 		t.Errorf("%d misses after Clear", got)
 	}
+}
+
+// Reads as long as the kernel's read-ahead throw out nothing that is kept, and are read
+// once more page by page where a checksum is wrong.
+func TestLongReadsPass(t *testing.T) {
+	s := newSite(t, 100)
+	s.write(t, 0, 100, 1)
+	s.mustRead(t, 0, 32, 1)
+	s.mustRead(t, 40, 33, 1)
+	s.mustRead(t, 40, 1, 1)
+	s.mustRead(t, 0, 32, 1)
+	if st := s.pages.Stats(); st.Misses != 32+33+1 || st.Hits != 32 {
+		t.Errorf("%+v", st)
+	}
+	s.wire.spoil = true
+	s.mustRead(t, 40, 33, 1)
 }
 
 // What was read of a slot that is written meanwhile is not kept, even if the new page

@@ -19,7 +19,7 @@ const (
 	// defaultWindow is small, so that what is written stays in the processor's
 	// caches until it is sent. Where a flush waits for a device it is larger: a
 	// flush is asked for when half of it is used.
-	defaultWindow     = 8 << 20
+	defaultWindow     = 4 << 20
 	defaultSlowWindow = 32 << 20
 )
 
@@ -151,7 +151,7 @@ func (c *Conn) Write(ctx context.Context, p []byte, off int64) error {
 		return err
 	}
 	for len(p) > 0 {
-		n := min(len(p), maxData)
+		n := min(len(p), maxWrite)
 		if err := c.queue(ctx, p[:n], off); err != nil {
 			return fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
 		}
@@ -187,7 +187,7 @@ func (c *Conn) queue(ctx context.Context, p []byte, off int64) error {
 	}
 	c.mu.Unlock()
 	if send {
-		c.kick()
+		c.send()
 	}
 	return nil
 }

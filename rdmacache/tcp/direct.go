@@ -23,6 +23,8 @@ type direct struct {
 	closed bool
 	file   *os.File        // nil until it is detached, by who reads, before anybody writes
 	raw    syscall.RawConn // of file
+
+	lingers bool // the rest of the last message came soon; of who reads
 }
 
 // detach takes the connection from the poller, if it is one whose bytes are sent as
@@ -75,6 +77,35 @@ func (d *direct) Read(p []byte) (int, error) {
 	return n, netError(err)
 }
 
+// lingerTime is how long who waits for the rest of a message looks for it before he
+// sleeps: no longer than it takes to wake him.
+const lingerTime = 50 * time.Microsecond
+
+// ReadRest is Read in the middle of a long message, whose rest is on its way. Where it
+// comes in time, who receives stays awake for it: to wake him for each piece is work of
+// who sends, and the larger part of it.
+func (d *direct) ReadRest(p []byte) (int, error) {
+	if d.file == nil {
+		return d.Conn.Read(p)
+	}
+	begin := time.Now()
+	if d.lingers {
+		n := 0
+		err := d.raw.Control(func(fd uintptr) {
+			for n <= 0 && time.Since(begin) < lingerTime {
+				// The end of the connection and its errors are left for Read.
+				n, _, _ = unix.Recvfrom(int(fd), p, unix.MSG_DONTWAIT)
+			}
+		})
+		if err != nil || n > 0 {
+			return max(0, n), netError(err)
+		}
+	}
+	n, err := d.Read(p)
+	d.lingers = time.Since(begin) < lingerTime
+	return n, err
+}
+
 func (d *direct) Write(p []byte) (int, error) {
 	if d.file == nil {
 		return d.Conn.Write(p)
@@ -118,9 +149,14 @@ func (d *direct) Close() error {
 
 // comesSoon waits until there is something to receive from a detached connection, be
 // it its end. false: not soon.
-func comesSoon(raw syscall.RawConn) (ready bool) {
+func comesSoon(raw syscall.RawConn) bool { return isSoon(raw, unix.POLLIN) }
+
+// roomSoon waits until a detached connection has room for more to send.
+func roomSoon(raw syscall.RawConn) bool { return isSoon(raw, unix.POLLOUT) }
+
+func isSoon(raw syscall.RawConn, events int16) (ready bool) {
 	err := raw.Control(func(fd uintptr) {
-		fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		fds := [1]unix.PollFd{{Fd: int32(fd), Events: events}}
 		limit := unix.NsecToTimespec(int64(soon))
 		n, err := unix.Ppoll(fds[:], &limit, nil)
 		ready = err == nil && n > 0

@@ -225,7 +225,7 @@ func TestReceiveInto(t *testing.T) {
 			_, _ = there.Write(sealed(header{kind: kindData, length: uint32(n), sequence: 1}, want[:n]))
 			_ = there.Close()
 		}()
-		rx := newReceiver(here)
+		rx := newReceiver(&direct{Conn: here})
 		h, err := rx.header()
 		if err != nil {
 			t.Fatal(err)

@@ -3,7 +3,6 @@ package tcp
 import (
 	"hash/crc32"
 	"io"
-	"net"
 	"sync/atomic"
 )
 
@@ -17,7 +16,7 @@ const longData = 128 << 10
 
 // A receiver takes messages from a connection. One goroutine at a time uses it.
 type receiver struct {
-	nc   net.Conn
+	nc   *direct
 	buf  []byte
 	r, w int // what was received and not taken yet: buf[r:w]
 	// long says that the last message was one that buf does not hold. The next one
@@ -28,7 +27,7 @@ type receiver struct {
 	heard atomic.Int64 // bytes received; tells that the peer lives, publishes nothing
 }
 
-func newReceiver(nc net.Conn) *receiver {
+func newReceiver(nc *direct) *receiver {
 	return &receiver{nc: nc, buf: make([]byte, receiveSize)}
 }
 
@@ -93,7 +92,7 @@ func (r *receiver) into(p []byte, sum uint32) (uint32, error) {
 	for len(p) > 0 {
 		n, err := r.buffered(p), error(nil)
 		if n == 0 {
-			n, err = r.nc.Read(p[:min(len(p), cached)])
+			n, err = r.nc.ReadRest(p[:min(len(p), cached)])
 			r.heard.Add(int64(n))
 		}
 		sum = crc32.Update(sum, castagnoli, p[:n])
@@ -122,11 +121,11 @@ func (r *receiver) fill(n int) error {
 		r.r = 0
 	}
 	for r.w-r.r < n {
-		ahead := len(r.buf)
+		read, ahead := r.nc.Read, len(r.buf)
 		if r.long {
-			ahead = r.r + n
+			read, ahead = r.nc.ReadRest, r.r+n
 		}
-		got, err := r.nc.Read(r.buf[r.w:ahead])
+		got, err := read(r.buf[r.w:ahead])
 		r.heard.Add(int64(got))
 		r.w += got
 		if err != nil && r.w-r.r < n {

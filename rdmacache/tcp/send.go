@@ -181,7 +181,8 @@ func (c *Conn) send() {
 		return
 	}
 	for c.gather(k) {
-		if c.batch.send(k, unix.MSG_DONTWAIT) != nil || len(c.batch.parts) > 0 {
+		err := c.batch.send(k, unix.MSG_DONTWAIT)
+		if err != nil && !(errors.Is(err, unix.EAGAIN) && roomSoon(k.raw)) {
 			c.kick() // the pump waits, or finds out
 			return
 		}

@@ -8,8 +8,12 @@ import (
 // eagerBytes is how much is gathered before it is sent without a flush or a read.
 const eagerBytes = 64 << 10
 
+// maxWrite is the most data of one WRITE: it is sent while the processor's cache has it
+// from being copied.
+const maxWrite = 512 << 10
+
 // writeSizes are the sizes in bytes of the buffers that writes are kept in.
-var writeSizes = [...]int{4 << 10, 16 << 10, 64 << 10, 256 << 10, maxData}
+var writeSizes = [...]int{4 << 10, 16 << 10, 64 << 10, 256 << 10, maxWrite}
 
 // free writes, by the size of their buffer.
 var freeWrites [len(writeSizes)]sync.Pool
@@ -23,7 +27,7 @@ type write struct {
 	buf   []byte // headerSize + writeSizes[class]
 }
 
-// newWrite copies p, at most maxData bytes.
+// newWrite copies p, at most maxWrite bytes.
 func newWrite(p []byte, off int64) *write {
 	class := 0
 	for writeSizes[class] < len(p) {

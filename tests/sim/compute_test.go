@@ -22,9 +22,9 @@ import (
 var ctx = context.Background()
 
 // A tenure is one session of a compute node: a mount without a kernel. Its calls come
-// one after the other, but for commits of different files: a mutex that is waited for
-// keeps the clock of a synctest bubble from moving, and packages region and volume
-// hold some across the network.
+// one after the other, but for commits: a mutex that is waited for keeps the clock of a
+// synctest bubble from moving, and packages region and volume hold some across the
+// network. So what readers want is done between two steps.
 type tenure struct {
 	w       *world
 	rng     *rand.Rand
@@ -35,6 +35,7 @@ type tenure struct {
 	volume  *volume.Volume
 	handles map[string]*volume.Handle
 	now     map[string]uint64 // the epoch of every file, as this node has to see it
+	turn    chan struct{}     // full while something is under way
 }
 
 // errFault ends a tenure that a fault made useless.
@@ -54,6 +55,7 @@ func (w *world) open(rng *rand.Rand, name string, h *host, s *share, cfg remote.
 		w: w, rng: rng, name: name, host: h, share: s, pool: p,
 		volume:  volume.New(volume.Config{Pool: p, Conn: p.Conn(), FrameBytes: 16 * region.PageSize}),
 		handles: map[string]*volume.Handle{}, now: map[string]uint64{},
+		turn: make(chan struct{}, 1),
 	}
 	w.counts.tenures.Add(1)
 	w.counts.over[w.net.path].Add(1)
@@ -169,8 +171,23 @@ func (t *tenure) bytes(name string) ([]byte, error) {
 	return b[:n], t.trouble("read "+name, err)
 }
 
-// work does one random thing.
+// alone does something while nothing else is done.
+func (t *tenure) alone(fn func() error) error {
+	t.turn <- struct{}{}
+	defer func() { <-t.turn }()
+	return fn()
+}
+
+// work does one random thing, or nothing for a while.
 func (t *tenure) work() error {
+	if t.rng.IntN(20) == 0 {
+		time.Sleep(time.Duration(t.rng.Int64N(int64(2 * t.pool.Lease()))))
+		return nil
+	}
+	return t.alone(t.step)
+}
+
+func (t *tenure) step() error {
 	names := make([]string, 0, len(t.handles))
 	for name := range t.handles {
 		names = append(names, name)
@@ -180,15 +197,11 @@ func (t *tenure) work() error {
 		return t.create()
 	}
 	name := names[t.rng.IntN(len(names))]
-	switch k := t.rng.IntN(20); {
+	switch k := t.rng.IntN(19); {
 	case k < 4:
 		return t.commitMany(name)
 	case k < 11:
-		stamp, err := t.store(name)
-		if err != nil {
-			return err
-		}
-		return t.commit(name, stamp)
+		return t.replace(name)
 	case k < 14:
 		return t.commitAll(names)
 	case k < 16:
@@ -199,11 +212,8 @@ func (t *tenure) work() error {
 			t.w.fail("%s: %s: %s is at epoch %d, want %d", t.host.name, t.share.name, name, got, t.now[name])
 		}
 		return err
-	case k < 19:
-		t.maintain(time.Duration(1+t.rng.IntN(3)) * time.Second)
-		return nil
 	}
-	time.Sleep(time.Duration(t.rng.Int64N(int64(2 * t.pool.Lease()))))
+	t.maintain(time.Duration(1+t.rng.IntN(3)) * time.Second)
 	return nil
 }
 
@@ -295,7 +305,7 @@ func (t *tenure) commit(name string, stamp uint64) error {
 		t.w.fail("%s: %s: not fenced: %s: epoch %d was committed after the lease was over", t.host.name, t.share.name, name, stamp)
 		return errFault
 	}
-	if err := h.acknowledge(stamp); err != nil {
+	if err := h.acknowledge(stamp, "acknowledged"); err != nil {
 		t.w.fail("%s: %s: %s: %v", t.host.name, t.share.name, name, err)
 	}
 	t.w.counts.epochs.Add(1)

@@ -10,8 +10,8 @@ import (
 )
 
 // A history is what a file may hold: epochs, oldest first, by their stamps. The first
-// is the newest that is known to be durable, because its commit was acknowledged; the
-// others were tried after it and may have become durable. 0 is the empty file.
+// is the newest that is known to be durable, because its commit was acknowledged or a reader saw
+// it; the others were tried after it and may have become durable. 0 is the empty file.
 //
 // A stamp that leaves the history must never be seen again.
 type history struct {
@@ -26,14 +26,15 @@ func newHistory() *history {
 // try adds an epoch that is about to commit.
 func (h *history) try(stamp uint64) { h.epochs = append(h.epochs, stamp) }
 
-// acknowledge says that the commit of an epoch has returned without an error.
-func (h *history) acknowledge(stamp uint64) error {
+// acknowledge says that the commit of an epoch has returned without an error, or that a
+// reader saw the epoch: from then on it lasts.
+func (h *history) acknowledge(stamp uint64, how string) error {
 	i := slices.Index(h.epochs, stamp)
 	if i < 0 {
 		if h.gone[stamp] == replaced {
-			return nil // the answer came late
+			return nil // the answer came late, or the reader keeps it
 		}
-		return fmt.Errorf("not durable: epoch %d was acknowledged, but %s", stamp, h.why(stamp))
+		return fmt.Errorf("not durable: epoch %d was %s, but %s", stamp, how, h.why(stamp))
 	}
 	h.drop(h.epochs[:i], replaced)
 	h.epochs = slices.Clone(h.epochs[i:])

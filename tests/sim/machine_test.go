@@ -31,6 +31,7 @@ type machine struct {
 
 	// Of the life that runs:
 	gate *gate
+	pool *memnode.Pool
 	stop func() error // nil: none runs
 }
 
@@ -62,6 +63,7 @@ func (m *machine) start(lease time.Duration, cut int, kind string) error {
 	server := node.NewServer(node.Config{Pool: pool, Lease: lease, RDMA: devices, Persistence: known})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
+	m.pool = pool
 	go func() { done <- server.Run(ctx, control, data) }()
 	m.stop = func() error {
 		cancel()

@@ -6,8 +6,9 @@
 // time: a network in memory, which delays, splits, stalls and breaks connections; the
 // memory node, on a media.Crashable that loses power at any time or during a flush,
 // and a meta.db on tmpfs; and compute nodes that open sessions, steal them from each
-// other, look at all files, commit epochs, and die without a word or unmount. Every
-// page of a file carries its epoch's stamp.
+// other, look at all files, commit epochs, and die without a word or unmount. Beside them
+// nodes mount the shares read-only: they look at files, refresh them to the newest epoch,
+// and die or unmount, too. Every page of a file carries its epoch's stamp.
 //
 // In half of the schedules the data path is RDMA: devices of package verbs/model, hostile,
 // whose writes come late, in pieces and after the end of their session if nobody prevents
@@ -20,20 +21,26 @@
 //   - fenced: once a lease was granted, no commit or creation of an earlier session
 //     succeeds, nothing that it sent, or that is sent for it once more, changes a
 //     file, and no generation is granted twice;
-//   - checked: no checksum is wrong.
+//   - checked: no checksum is wrong;
+//   - readers see of a file one epoch, whole, and no other until they refresh it or lose
+//     their session: then at least what was acknowledged before, or seen by anybody. What
+//     a node sees never goes back, and what it saw recovery finds, or something later.
 //
-// In the end every share is taken over without faults, read, checked and written.
+// In the end, without faults, a reader follows a writer and dies: its pins expire, and the
+// writer has their slots again. Then every share is taken over, read, checked and written.
 //
 // A seed decides what a schedule does and when. Goroutines run in parallel, though: which of
 // two events at the same moment of the bubble's clock comes first is open, and a small
 // difference grows. So a seed that failed plays a schedule of the same kind, not the same run;
 // what happened is printed with the failure. With -apart each schedule has a process for
 // itself, one goroutine runs at a time, and the runtime draws its random numbers from the seed,
-// too: of 150 runs 149 repeated exactly. -replay says whether one does. Twice the time is its price.
+// too: of 150 runs 149 repeated exactly. -replay says whether one does. It takes almost three times
+// as long.
 //
 // A goroutine that waits for a mutex keeps the clock of its bubble from moving. Some
 // mutexes are held across the network, so a session makes one call at a time, and the
-// medium takes no time.
+// medium takes no time. A writer pins for readers between two steps, with no epoch in flight,
+// and a call of a reader whose session is lost is interrupted, and does not wait for the next.
 package sim
 
 import (

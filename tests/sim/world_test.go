@@ -42,6 +42,9 @@ type counts struct {
 	kills, cuts                         atomic.Int64 // of the memory node, of its power
 	crashes, torn                       atomic.Int64 // of compute nodes; those in a commit whose flush did not arrive
 	partitions, resets, stalls, replays atomic.Int64
+	readers, leaves, deaths             atomic.Int64        // sessions of readers; those that ended by an unmount, and without a word
+	looks, fresh, renewals              atomic.Int64        // files that readers looked at, and at a newer epoch; sessions that were lost
+	pins                                atomic.Int64        // that dead readers had, and that expired
 	over                                [paths]atomic.Int64 // sessions, by path
 	pieces, late, unreached             atomic.Int64        // RDMA writes in pieces, after the end of their queue pair, and refused
 }
@@ -63,6 +66,13 @@ func (c *counts) each(fn func(what string, n *atomic.Int64)) {
 	fn("broken connections", &c.resets)
 	fn("stalls", &c.stalls)
 	fn("replays", &c.replays)
+	fn("sessions of readers", &c.readers)
+	fn("unmounts by readers", &c.leaves)
+	fn("deaths of readers", &c.deaths)
+	fn("files that readers looked at", &c.looks)
+	fn("newer epochs that they saw", &c.fresh)
+	fn("sessions that they lost and opened again", &c.renewals)
+	fn("pins that expired", &c.pins)
 	for p := range c.over {
 		fn("sessions over "+path(p).String(), &c.over[p])
 	}
@@ -196,9 +206,14 @@ func run(dir string, seed uint64, counts *counts) (failures, trace []string) {
 		nodeRNG := rand.New(rand.NewPCG(seed, uint64(100+i)))
 		nodes.Go(func() { w.compute(nodeRNG, fmt.Sprintf("c%d", i)) })
 	}
+	for i := range 1 + rng.IntN(2) {
+		nodeRNG := rand.New(rand.NewPCG(seed, uint64(200+i)))
+		nodes.Go(func() { w.read(nodeRNG, fmt.Sprintf("r%d", i)) })
+	}
 	w.disturb(rng, kind)
 	close(w.over)
 	nodes.Wait()
+	w.readersLeave(rng, kind)
 	w.last(rng, kind)
 	w.background.Wait()
 	w.tally()
@@ -251,7 +266,8 @@ func (w *world) compute(rng *rand.Rand, name string) {
 
 // tenure works until something ends it.
 func (w *world) tenure(t *tenure) {
-	if t.recover() != nil {
+	defer t.serveReaders()()
+	if t.alone(t.recover) != nil {
 		t.abandon()
 		return
 	}
@@ -264,7 +280,7 @@ func (w *world) tenure(t *tenure) {
 	}
 	if t.rng.IntN(2) == 0 {
 		w.counts.ends.Add(1)
-		t.end()
+		_ = t.alone(func() error { t.end(); return nil })
 		return
 	}
 	t.abandon()

@@ -41,6 +41,10 @@
 // mutexes are held across the network, so a session makes one call at a time, and the
 // medium takes no time. A writer pins for readers between two steps, with no epoch in flight,
 // and a call of a reader whose session is lost is interrupted, and does not wait for the next.
+// For the same reason RDMA by messages is not among the paths: package tcp holds a lock while
+// it sends, and a stream of package verbs waits in that send for room, which the peer gives
+// by a frame of its own. A queue that never blocks changes nothing about that; it would take
+// a buffer without a limit before the stream, as conn is.
 package sim
 
 import (

@@ -147,7 +147,7 @@ func (v *Volume) refresh(ctx context.Context, f *file) (epoch.ID, error) {
 		if err != nil {
 			return 0, err
 		}
-		if next.Epoch == was.Epoch {
+		if next.Epoch == was.Epoch && next.Tree == was.Tree {
 			return next.Epoch, nil
 		}
 		ctx := context.WithoutCancel(ctx) // the kernel must forget all that changed

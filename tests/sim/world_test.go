@@ -45,6 +45,7 @@ type counts struct {
 	readers, leaves, deaths             atomic.Int64        // sessions of readers; those that ended by an unmount, and without a word
 	looks, fresh, renewals              atomic.Int64        // files that readers looked at, and at a newer epoch; sessions that were lost
 	pins                                atomic.Int64        // that dead readers had, and that expired
+	quiet                               atomic.Int64        // sessions that were lost without a fault; there should be none
 	over                                [paths]atomic.Int64 // sessions, by path
 	pieces, late, unreached             atomic.Int64        // RDMA writes in pieces, after the end of their queue pair, and refused
 }
@@ -73,6 +74,7 @@ func (c *counts) each(fn func(what string, n *atomic.Int64)) {
 	fn("newer epochs that they saw", &c.fresh)
 	fn("sessions that they lost and opened again", &c.renewals)
 	fn("pins that expired", &c.pins)
+	fn("sessions lost without a fault", &c.quiet)
 	for p := range c.over {
 		fn("sessions over "+path(p).String(), &c.over[p])
 	}
@@ -99,7 +101,7 @@ func (c *counts) String() string {
 func (c *counts) missed() string {
 	var missed []string
 	c.each(func(what string, n *atomic.Int64) {
-		if n.Load() == 0 {
+		if n.Load() == 0 && n != &c.quiet {
 			missed = append(missed, what)
 		}
 	})

@@ -83,7 +83,7 @@ const lingerTime = 50 * time.Microsecond
 
 // ReadRest is Read in the middle of a long message, whose rest is on its way. Where it
 // comes in time, who receives stays awake for it: to wake him for each piece is work of
-// who sends, and the larger part of it.
+// who sends.
 func (d *direct) ReadRest(p []byte) (int, error) {
 	if d.file == nil {
 		return d.Conn.Read(p)

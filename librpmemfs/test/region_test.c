@@ -58,10 +58,21 @@ static void nothing_wrong(struct fake *f)
 	CHECK(fake_counts(f).wrong == 0);
 }
 
+/* How long a busy machine may take for what takes no time; only a test that
+ * hangs comes to its end. */
+#define PATIENCE (UINT64_C(60) * SEC)
+
+/* ThreadSanitizer makes all of this some ten times slower. */
+#ifdef __SANITIZE_THREAD__
+enum { FEWER = 5 };
+#else
+enum { FEWER = 1 };
+#endif
+
 /* eventually waits until a daemon's count has moved. */
 #define EVENTUALLY(x)                                                          \
 	do {                                                                   \
-		uint64_t limit_ = after_ns(UINT64_C(10) * SEC);                \
+		uint64_t limit_ = after_ns(PATIENCE);                       \
 		while (!(x)) {                                                 \
 			CHECK(now_ns() < limit_);                              \
 			usleep(1000);                                          \
@@ -274,7 +285,9 @@ static void test_large(void)
 
 	CHECK_ERROR(rpmemfs_thread_unregister(r), 0);
 	CHECK_ERROR(-pthread_create(&t, NULL, sweep, &w), 0);
-	for (int i = 0; i < 12; i++) {
+	/* Until it has learned that rounds do not help: how soon depends on how
+	 * much of the processor the thread gets. */
+	for (int i = 0; i < 12 / FEWER || without <= 3; i++) {
 		CHECK_ERROR(rpmemfs_checkpoint(r, RPMEMFS_WAIT, NULL), 0);
 		for (size_t p = 2; p < LARGE_PAGES; p++)
 			CHECK(image_word(f, p) == image_word(f, p - 2));
@@ -284,7 +297,6 @@ static void test_large(void)
 	}
 	CHECK(most > RING_MAX_FRAMES);
 	CHECK(fake_counts(f).kicks > 0);
-	CHECK(without > 3);	/* it has learned that rounds do not help */
 	atomic_store(&stop, true);
 	pthread_join(t, NULL);
 	rpmemfs_close(r);
@@ -408,7 +420,7 @@ static void test_late_other(void)
 	w.region = a;
 	CHECK_ERROR(-pthread_create(&t, NULL, crawl, &w), 0);
 	for (uint64_t i = 1; i < 4; i++) {
-		uint64_t limit = after_ns(UINT64_C(10) * SEC);
+		uint64_t limit = after_ns(PATIENCE);
 		struct rpmemfs_stats s;
 
 		*word(a, 1) = i;
@@ -437,7 +449,7 @@ static void test_gone(void)
 	for (int how = 0; how < 2; how++) {
 		struct fake *f = fake_start(MIB);
 		struct rpmemfs *r = open_region(f);
-		uint64_t limit = after_ns(UINT64_C(10) * SEC);
+		uint64_t limit = after_ns(PATIENCE);
 
 		*word(r, 1) = 1;
 		if (how == 0)
@@ -645,7 +657,7 @@ static void role_parent(struct rpmemfs *r)
 {
 	*word(r, 1) = 666;
 	if (fork() == 0) {
-		alarm(4);
+		alarm(40);	/* longer than the test waits */
 		pause();
 	}
 	_exit(0);
@@ -657,7 +669,7 @@ static void test_death(void)
 {
 	struct fake *f = fake_start(MIB);
 	struct rpmemfs *r = open_region(f);
-	uint64_t limit = after_ns(UINT64_C(10) * SEC), epoch;
+	uint64_t limit = after_ns(PATIENCE), epoch;
 	struct rpmemfs_stats s;
 	pid_t pid;
 	int error;
@@ -692,7 +704,7 @@ static void test_death(void)
 	CHECK(ended(pid) == 0);
 
 	/* A child that it leaves behind keeps nothing of it alive. */
-	limit = after_ns(UINT64_C(2) * SEC);
+	limit = after_ns(UINT64_C(30) * SEC);
 	pid = run("parent", f);
 	while ((error = rpmemfs_restart_point(r)) == 0)
 		CHECK(now_ns() < limit);
@@ -712,7 +724,7 @@ static void test_death(void)
 /* In a child of fork. */
 static __attribute__((unused)) void child(struct rpmemfs *r, int how)
 {
-	alarm(20);
+	alarm(120);
 	CHECK_ERROR(rpmemfs_restart_point(r), 0);
 	*word(r, 8) = (uint64_t)how + 1;
 	CHECK_ERROR(rpmemfs_checkpoint(r, RPMEMFS_WAIT, NULL), 0);
@@ -787,7 +799,7 @@ static void test_fork_often(void)
 	pthread_t t;
 
 	CHECK_ERROR(-pthread_create(&t, NULL, fork_often, &stop), 0);
-	for (uint64_t i = 1; i < 200; i++) {
+	for (uint64_t i = 1; i < 200 / FEWER; i++) {
 		*word(r, i) = i;
 		CHECK_ERROR(rpmemfs_checkpoint(r, 0, NULL), 0);
 	}
@@ -865,7 +877,7 @@ static int role(const char *name, const char *path)
 	struct rpmemfs_stats s;
 	struct rpmemfs *r;
 
-	alarm(20);
+	alarm(120);
 	if (drain)
 		role_sandbox(NULL);
 	CHECK_ERROR(rpmemfs_open(path, NULL, &r), 0);
@@ -919,7 +931,7 @@ int main(int argc, char **argv)
 			continue;
 		seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
 		fprintf(stderr, "region_test: %s\n", tests[i].name);
-		alarm(60);
+		alarm(300);
 		tests[i].run();
 	}
 	return 0;

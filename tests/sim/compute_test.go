@@ -46,6 +46,7 @@ func (w *world) open(rng *rand.Rand, name string, h *host, s *share, cfg remote.
 	cfg.Address = fmt.Sprintf("node:%d", controlPort)
 	cfg.Share, cfg.Create, cfg.Holder, cfg.Dial = s.name, true, h.name, h.dial
 	h.rdma(&cfg, rng)
+	cfg.Log = w.logOf(h)
 	p, err := remote.Dial(ctx, cfg)
 	if err != nil {
 		w.note("%s: %s: open: %v", h.name, s.name, err)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,6 +31,8 @@ type network struct {
 	made      int                // counts connections
 	plugged   map[string]*host   // those with a device, by name
 	nodeNIC   *model.Host        // of the life of the memory node that runs
+
+	calm atomic.Bool // set once, when the last fault is over
 
 	// Immutable once there are hosts:
 	path   path

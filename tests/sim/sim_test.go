@@ -28,6 +28,7 @@
 //
 // In the end, without faults, a reader follows a writer and dies: its pins expire, and the
 // writer has their slots again. Then every share is taken over, read, checked and written.
+// Nobody waits in vain: no connection for bytes breaks because an answer does not come.
 //
 // A seed decides what a schedule does and when. Goroutines run in parallel, though: which of
 // two events at the same moment of the bubble's clock comes first is open, and a small

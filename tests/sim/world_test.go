@@ -42,10 +42,10 @@ type counts struct {
 	kills, cuts                         atomic.Int64 // of the memory node, of its power
 	crashes, torn                       atomic.Int64 // of compute nodes; those in a commit whose flush did not arrive
 	partitions, resets, stalls, replays atomic.Int64
+	silences                            atomic.Int64        // connections for bytes that broke because no answer came
 	readers, leaves, deaths             atomic.Int64        // sessions of readers; those that ended by an unmount, and without a word
 	looks, fresh, renewals              atomic.Int64        // files that readers looked at, and at a newer epoch; sessions that were lost
 	pins                                atomic.Int64        // that dead readers had, and that expired
-	quiet                               atomic.Int64        // sessions that were lost without a fault; there should be none
 	over                                [paths]atomic.Int64 // sessions, by path
 	pieces, late, unreached             atomic.Int64        // RDMA writes in pieces, after the end of their queue pair, and refused
 }
@@ -67,6 +67,7 @@ func (c *counts) each(fn func(what string, n *atomic.Int64)) {
 	fn("broken connections", &c.resets)
 	fn("stalls", &c.stalls)
 	fn("replays", &c.replays)
+	fn("connections without an answer", &c.silences)
 	fn("sessions of readers", &c.readers)
 	fn("unmounts by readers", &c.leaves)
 	fn("deaths of readers", &c.deaths)
@@ -74,7 +75,6 @@ func (c *counts) each(fn func(what string, n *atomic.Int64)) {
 	fn("newer epochs that they saw", &c.fresh)
 	fn("sessions that they lost and opened again", &c.renewals)
 	fn("pins that expired", &c.pins)
-	fn("sessions lost without a fault", &c.quiet)
 	for p := range c.over {
 		fn("sessions over "+path(p).String(), &c.over[p])
 	}
@@ -101,7 +101,7 @@ func (c *counts) String() string {
 func (c *counts) missed() string {
 	var missed []string
 	c.each(func(what string, n *atomic.Int64) {
-		if n.Load() == 0 && n != &c.quiet {
+		if n.Load() == 0 {
 			missed = append(missed, what)
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -196,6 +197,9 @@ func TestSendWaitsForRecv(t *testing.T) {
 					t.Error("a Write overtook a Send")
 				}
 			})
+			if got := l.fabric.String(); !strings.Contains(got, "posted 2, first operation 4, 8 bytes, stuck for 500ms") {
+				t.Errorf("the fabric does not say what the client waits for: %s", got)
+			}
 			if recv {
 				if err := l.server.queue.PostRecv([]verbs.Work{{ID: 9, Local: l.server.mem[:64], LKey: l.server.mr.LKey()}}); err != nil {
 					t.Fatal(err)

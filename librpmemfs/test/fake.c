@@ -545,7 +545,7 @@ static void *serve(void *arg)
 	struct wire_gone junk = { WIRE_HEADER(99, junk) };
 
 	while (!atomic_load(&f->stop)) {
-		uint64_t timeout = UINT64_C(5) * SEC;
+		uint64_t timeout = UINT64_C(30) * SEC;	/* on a busy machine */
 		unsigned served;
 		int off = 0;
 

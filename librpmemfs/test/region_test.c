@@ -304,9 +304,16 @@ static void test_large(void)
 	fake_stop(f);
 }
 
-static void *barrier_behind(void *f)
+struct behind {
+	struct fake *fake;
+	unsigned timeout_ms;
+};
+
+static void *barrier_behind(void *arg)
 {
-	return (void *)(intptr_t)fake_barrier(f, 1000);
+	struct behind *b = arg;
+
+	return (void *)(intptr_t)fake_barrier(b->fake, b->timeout_ms);
 }
 
 /* A daemon that takes no pages for a while: the barrier is late, or called
@@ -320,10 +327,12 @@ static void test_full_ring(void)
 	void *result;
 
 	for (int too_long = 0; too_long < 2; too_long++) {
+		struct behind b = { f, too_long ? 1000 : 30000 };
+
 		for (size_t p = 0; p < SIZE / PAGE_SIZE; p++)
 			*word(r, p) += 1;
 		fake_set(f, (struct fake_faults){ .stall = true });
-		CHECK_ERROR(-pthread_create(&t, NULL, barrier_behind, f), 0);
+		CHECK_ERROR(-pthread_create(&t, NULL, barrier_behind, &b), 0);
 		usleep(100000);
 		if (!too_long)
 			fake_set(f, (struct fake_faults){ 0 });

@@ -44,6 +44,7 @@ func (p *Pool) check(ctx context.Context, report func(problem string), beside bo
 		families: map[uint64]map[region.ID]bool{},
 		supers:   map[region.ID]region.Slot{},
 		shares:   map[namespace.Ino]*shareRecord{},
+		leases:   map[namespace.Ino]uint64{},
 	}
 	fn := func(t txn) error {
 		c.txn = t
@@ -75,6 +76,7 @@ type checker struct {
 	families map[uint64]map[region.ID]bool // as region records say
 	supers   map[region.ID]region.Slot
 	shares   map[namespace.Ino]*shareRecord // less what was found of them
+	leases   map[namespace.Ino]uint64       // their generations
 	damaged  bool                           // some value could not be read: do not blame others for it
 }
 
@@ -95,7 +97,7 @@ func (c *checker) all() error {
 	for _, step := range []func() error{
 		c.gatherInodes, c.gatherShares, c.checkDirents, c.checkOrphans, c.checkLinks, c.checkXattrs,
 		c.checkRegions, c.checkFamilies, c.checkExtents, c.checkCheckpoints, c.checkCounters, c.checkShares,
-		c.checkLeases, c.checkNames,
+		c.checkLeases, c.checkNames, c.checkRequests,
 	} {
 		if err := step(); err != nil {
 			return err

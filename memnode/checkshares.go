@@ -1,6 +1,7 @@
 package memnode
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -112,10 +113,29 @@ func (c *checker) checkLeases() error {
 		if l.Generation > state.generation {
 			return fmt.Errorf("generation %d, that of the pool is %d", l.Generation, state.generation)
 		}
+		c.leases[l.Share] = l.Generation
 		return nil
 	})
 	if whole && leases > 1 {
 		c.say("%d leases beside that of the whole pool", leases-1)
 	}
 	return err
+}
+
+// checkRequests makes sure that each request is one of who has the lease, in its place.
+func (c *checker) checkRequests() error {
+	return c.scan(bucketRequests, 16, false, func(key, body []byte) error {
+		rec, err := decodeRequest(body)
+		if err != nil {
+			return err
+		}
+		share := namespace.Ino(binary.BigEndian.Uint64(key))
+		if !bytes.Equal(key, rec.key(share)) {
+			c.say("request %d of share %d is in place %d", rec.ID, share, binary.BigEndian.Uint64(key[8:]))
+		}
+		if rec.Generation != c.leases[share] && !c.damaged {
+			c.say("request %d of share %d has generation %d, its lease %d", rec.ID, share, rec.Generation, c.leases[share])
+		}
+		return nil
+	})
 }

@@ -39,6 +39,9 @@ var (
 	// ErrLeased reports a share that someone has a lease of. The text names the
 	// holder.
 	ErrLeased = errors.New("memnode: leased")
+	// ErrRequest reports a request of which it is not known any more whether it was
+	// done, or whose number was that of another one.
+	ErrRequest = errors.New("memnode: request not known")
 	// ErrPoisoned reports a pool whose directory could not be written or read.
 	// It is final until the pool is opened again: whether the last change is
 	// durable is not known. What was acknowledged is not affected.

@@ -369,6 +369,17 @@ func TestCheckFindsDamage(t *testing.T) {
 			return errors.Join(t.putInode(&d), t.putShare(d.Ino, shareRecord{inodes: 1}),
 				t.put(bucketLeases, key1(1), l.encode()), t.put(bucketLeases, key1(uint64(d.Ino)), l.encode()))
 		},
+		"request of nobody": func(t txn, f, d namespace.Inode) error {
+			r := requestRecord{Request: Request{ID: 5, Generation: 1}}
+			return t.put(bucketRequests, key2(1, 5), r.encode())
+		},
+		"request astray": func(t txn, f, d namespace.Inode) error {
+			l, r := Lease{Generation: 1, Timeout: 1}, requestRecord{Request: Request{ID: 5, Generation: 1}}
+			return errors.Join(t.put(bucketLeases, key1(1), l.encode()), t.put(bucketRequests, key2(1, 6), r.encode()))
+		},
+		"damaged request": func(t txn, f, d namespace.Inode) error {
+			return t.put(bucketRequests, key2(1, 5), newBody(5))
+		},
 		"damaged share": func(t txn, f, d namespace.Inode) error {
 			return t.put(bucketShares, key1(9), newBody(5))
 		},

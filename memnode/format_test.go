@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -128,6 +129,33 @@ func formats() []format {
 				return nil, err
 			}
 			return l.encode(), nil
+		}},
+		{"request", (&requestRecord{
+			Request: Request{ID: 5000, Generation: 8, Digest: [16]byte{1, 2, 3}}, kind: answerGrant,
+			grant: region.Grant{Super: 77, Runs: []region.Run{{Start: 78, N: 40}}},
+		}).encode(), func(b []byte) ([]byte, error) {
+			r, err := decodeRequest(b)
+			if err != nil {
+				return nil, err
+			}
+			return r.encode(), nil
+		}},
+		{"request_inode", (&requestRecord{
+			Request: Request{ID: 5001, Generation: 8}, kind: answerInode,
+			inode: namespace.Inode{Ino: 9, Mode: unix.S_IFREG | 0o644, Nlink: 1, Share: 4},
+		}).encode(), func(b []byte) ([]byte, error) {
+			r, err := decodeRequest(b)
+			if err != nil {
+				return nil, err
+			}
+			return r.encode(), nil
+		}},
+		{"request_heir", (&requestRecord{Request: Request{ID: 5002, Generation: 8}, kind: answerHeir, heir: 9}).encode(), func(b []byte) ([]byte, error) {
+			r, err := decodeRequest(b)
+			if err != nil {
+				return nil, err
+			}
+			return r.encode(), nil
 		}},
 		{"inode_share", encodeInode(&namespace.Inode{
 			Ino: 5, Mode: unix.S_IFDIR | 0o755, Nlink: 2, Parent: 7, Share: 0x0102_0304_0506,
@@ -256,7 +284,13 @@ func TestValueIsBoundToItsKey(t *testing.T) {
 }
 
 // What decodes encodes to the same bytes, and nothing panics.
-func fuzzFormat(f *testing.F, name string) {
+// The first sample that is named has the decoder; the others are where it begins, too.
+func fuzzFormat(f *testing.F, name string, samples ...string) {
+	for _, format := range formats() {
+		if slices.Contains(samples, format.name) {
+			f.Add(format.sample)
+		}
+	}
 	for _, format := range formats() {
 		if format.name != name {
 			continue
@@ -294,6 +328,7 @@ func FuzzMarkDecode(f *testing.F)       { fuzzFormat(f, "mark") }
 func FuzzShareDecode(f *testing.F)      { fuzzFormat(f, "share") }
 func FuzzLeaseDecode(f *testing.F)      { fuzzFormat(f, "lease") }
 func FuzzNamesDecode(f *testing.F)      { fuzzFormat(f, "names") }
+func FuzzRequestDecode(f *testing.F)    { fuzzFormat(f, "request", "request_inode", "request_heir") }
 func FuzzShareInodeDecode(f *testing.F) { fuzzFormat(f, "inode_share") }
 
 // FuzzMetaPages gives the page checker any file.

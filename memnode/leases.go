@@ -71,12 +71,15 @@ func (p *Pool) grantLease(ctx context.Context, l *Lease) error {
 		if err := t.putState(state); err != nil {
 			return err
 		}
+		if err := t.forgetRequests(l.Share); err != nil {
+			return err
+		}
 		return t.put(bucketLeases, key1(uint64(l.Share)), l.encode())
 	})
 }
 
-// EndLease forgets the lease that a session has of a share, durably, or does nothing
-// if it has none. The session's Fence must have ended.
+// EndLease forgets the lease that a session has of a share, and what it asked for,
+// durably, or does nothing if it has none. The session's Fence must have ended.
 func (p *Pool) EndLease(ctx context.Context, share namespace.Ino, session [16]byte) error {
 	held := func(t txn) error {
 		l, err := t.lease(share)
@@ -93,6 +96,9 @@ func (p *Pool) EndLease(ctx context.Context, share namespace.Ino, session [16]by
 	if err == nil {
 		err = p.update(ctx, func(t txn) error {
 			if err := held(t); err != nil {
+				return err
+			}
+			if err := t.forgetRequests(share); err != nil {
 				return err
 			}
 			return t.delete(bucketLeases, key1(uint64(share)))

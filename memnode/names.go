@@ -59,7 +59,7 @@ func (d *directory) Create(ctx context.Context, parent namespace.Ino, name strin
 	if err := checkNew(name, &n); err != nil {
 		return namespace.Inode{}, err
 	}
-	err = d.update(ctx, func(t txn) error {
+	err = d.update(ctx, result{inode: &made}, func(t txn) error {
 		if n.Share, err = d.checkFree(t, parent, name); err != nil {
 			return err
 		}
@@ -158,7 +158,7 @@ func (d *directory) Link(ctx context.Context, ino, parent namespace.Ino, name st
 	if err := checkName(name); err != nil {
 		return namespace.Inode{}, err
 	}
-	err = d.update(ctx, func(t txn) error {
+	err = d.update(ctx, result{inode: &n}, func(t txn) error {
 		if n, err = t.inode(ino); err != nil {
 			return err
 		}
@@ -198,7 +198,7 @@ func (d *directory) Unlink(ctx context.Context, parent namespace.Ino, name strin
 	if err := checkName(name); err != nil {
 		return namespace.Inode{}, err
 	}
-	err = d.update(ctx, func(t txn) error {
+	err = d.update(ctx, result{inode: &n}, func(t txn) error {
 		if _, err := t.dir(parent); err != nil {
 			return err
 		}
@@ -227,7 +227,7 @@ func (d *directory) Rmdir(ctx context.Context, parent namespace.Ino, name string
 	if err := checkName(name); err != nil {
 		return err
 	}
-	return d.update(ctx, func(t txn) error {
+	return d.update(ctx, result{}, func(t txn) error {
 		if _, err := t.dir(parent); err != nil {
 			return err
 		}
@@ -275,7 +275,7 @@ func (d *directory) dropLink(t txn, n *namespace.Inode) error {
 // Update changes an inode's attributes. Inode, link count, parent, share, type and
 // target must stay as they are: ErrInvalid.
 func (d *directory) Update(ctx context.Context, ino namespace.Ino, change func(*namespace.Inode)) (n namespace.Inode, err error) {
-	err = d.update(ctx, func(t txn) error {
+	err = d.update(ctx, result{inode: &n}, func(t txn) error {
 		old, err := t.inode(ino)
 		if err != nil {
 			return err

@@ -1,6 +1,7 @@
 package memnode
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -254,8 +255,8 @@ func (p *Pool) checkHeader() error {
 	return nil
 }
 
-// begin raises the generation, forgets the pins of readers, who are gone, and, unless they are to be kept, ends all leases, whose
-// number it returns.
+// begin raises the generation, forgets the pins of readers, who are gone, and, unless
+// they are to be kept, ends all leases, whose number it returns.
 func (p *Pool) begin(t txn, keepLeases bool) (leases int, err error) {
 	counted := t.tx.Bucket([]byte(bucketNames)) != nil
 	for _, name := range lateBuckets {
@@ -282,7 +283,7 @@ func (p *Pool) begin(t txn, keepLeases bool) (leases int, err error) {
 	}
 	all, err := t.leases()
 	if err == nil && !keepLeases {
-		err = t.deleteAll(bucketLeases, nil)
+		err = cmp.Or(t.deleteAll(bucketLeases, nil), t.deleteAll(bucketRequests, nil))
 	}
 	return len(all), err
 }

@@ -295,10 +295,16 @@ func decodeExtent(start region.Slot, b []byte) (region.Run, error) {
 		return region.Run{}, err
 	}
 	n := binary.LittleEndian.Uint64(b[8:])
-	if start == 0 || start >= region.MaxSlot || n == 0 || n > uint64(region.MaxSlot-start) {
+	r := region.Run{Start: start, N: n}
+	if !validRun(r) {
 		return region.Run{}, fmt.Errorf("%d slots from %d", n, start)
 	}
-	return region.Run{Start: start, N: n}, nil
+	return r, nil
+}
+
+// validRun tells whether a pool can have such slots.
+func validRun(r region.Run) bool {
+	return r.Start > 0 && r.Start < region.MaxSlot && r.N > 0 && r.N <= uint64(region.MaxSlot-r.Start)
 }
 
 // encodeCheckpoint lays out a checkpoint; its region and name are in the key:

@@ -55,7 +55,7 @@ func (d *directory) saveCheckpoint(ctx context.Context, id region.ID, cp region.
 	if uint64(cp.Tree.Root) >= d.pool.slots {
 		return fmt.Errorf("checkpoint %q: %w: root in slot %d of %d", cp.Name, namespace.ErrInvalid, cp.Tree.Root, d.pool.slots)
 	}
-	return d.update(ctx, func(t txn) error {
+	return d.update(ctx, result{}, func(t txn) error {
 		if _, err := t.regular(id); err != nil {
 			return err
 		}
@@ -76,7 +76,7 @@ func (d *directory) DropCheckpoint(ctx context.Context, id region.ID, name strin
 		return err
 	}
 	key := keyName(uint64(id), name)
-	return d.update(ctx, func(t txn) error {
+	return d.update(ctx, result{}, func(t txn) error {
 		if _, err := t.regular(id); err != nil {
 			return err
 		}
@@ -128,7 +128,11 @@ func (d *directory) Clone(ctx context.Context, src region.ID, parent namespace.I
 		return namespace.Inode{}, namespace.ErrInvalid
 	}
 	// Look before slots are taken and written; the transaction looks again.
+	out, done := result{inode: &made}, false
 	err = d.view(ctx, func(t txn) error {
+		if done, err = t.repeated(requestOf(ctx), out); err != nil || done {
+			return err
+		}
 		if n.Share, err = d.checkClone(t, src, parent, name); err != nil {
 			return err
 		}
@@ -138,8 +142,8 @@ func (d *directory) Clone(ctx context.Context, src region.ID, parent namespace.I
 		}
 		return err
 	})
-	if err != nil {
-		return namespace.Inode{}, err
+	if err != nil || done {
+		return made, err
 	}
 	if d.pool.readOnly {
 		return namespace.Inode{}, ErrReadOnly
@@ -155,7 +159,7 @@ func (d *directory) Clone(ctx context.Context, src region.ID, parent namespace.I
 		d.pool.untake(runs, err)
 		return namespace.Inode{}, err
 	}
-	err = d.resize(ctx, func(t txn) (granted, _ []region.Run, err error) {
+	err = d.resize(ctx, out, func(t txn) (granted, _ []region.Run, err error) {
 		if _, err := d.checkClone(t, src, parent, name); err != nil {
 			return nil, nil, err
 		}
@@ -227,7 +231,7 @@ func (t txn) joinFamily(src, id region.ID) (family uint64, err error) {
 // slots from then on: which of them are still needed only a sweep of that region
 // can tell.
 func (d *directory) Reap(ctx context.Context, ino namespace.Ino) (heir namespace.Ino, err error) {
-	err = d.resize(ctx, func(t txn) (_, freed []region.Run, err error) {
+	err = d.resize(ctx, result{heir: &heir}, func(t txn) (_, freed []region.Run, err error) {
 		heir, freed, err = t.reap(ino)
 		return nil, freed, err
 	})

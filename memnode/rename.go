@@ -29,7 +29,8 @@ func (d *directory) Rename(ctx context.Context, oldParent namespace.Ino, oldName
 			return nil, err
 		}
 	}
-	err = d.update(ctx, func(t txn) error {
+	var was namespace.Inode // what lost its name; Ino 0: nothing
+	err = d.update(ctx, result{inode: &was}, func(t txn) error {
 		from := place{parent: oldParent, name: oldName}
 		to := place{parent: newParent, name: newName}
 		oldDir, err := t.dir(oldParent)
@@ -62,19 +63,20 @@ func (d *directory) Rename(ctx context.Context, oldParent namespace.Ino, oldName
 			}
 			return d.exchange(t, &from, &to)
 		}
-		lost, err = d.move(t, &from, &to)
+		was, err = d.move(t, &from, &to)
 		return err
 	})
-	if err != nil {
+	if err != nil || was.Ino == 0 {
 		return nil, err
 	}
-	return lost, nil
+	return &was, nil
 }
 
-// move takes the name from one place to another, over what is there.
-func (d *directory) move(t txn, from, to *place) (lost *namespace.Inode, err error) {
+// move takes the name from one place to another, over what is there, and returns that;
+// Ino 0: nothing.
+func (d *directory) move(t txn, from, to *place) (lost namespace.Inode, err error) {
 	if err := checkNotBelow(t, &from.inode, to.parent); err != nil {
-		return nil, err
+		return lost, err
 	}
 	fromLinks, toLinks := 0, 0 // what the parents' link counts change by
 	if isDir(from.inode.Mode) {
@@ -82,21 +84,21 @@ func (d *directory) move(t txn, from, to *place) (lost *namespace.Inode, err err
 	}
 	if to.inode.Ino != 0 {
 		if err := checkReplace(t, from, to); err != nil {
-			return nil, err
+			return lost, err
 		}
 		if isDir(to.inode.Mode) {
 			toLinks--
 		}
 		if err := d.dropLink(t, &to.inode); err != nil {
-			return nil, err
+			return lost, err
 		}
-		lost = &to.inode
+		lost = to.inode
 	}
 	if err := t.deleteDirent(from.parent, from.name); err != nil {
-		return nil, err
+		return lost, err
 	}
 	if err := d.settle(t, &from.inode, to.parent, to.name); err != nil {
-		return nil, err
+		return lost, err
 	}
 	return lost, d.touchParents(t, from.parent, fromLinks, to.parent, toLinks)
 }

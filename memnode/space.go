@@ -26,8 +26,13 @@ func (d *directory) Grant(ctx context.Context, id region.ID, need, want uint64) 
 		rec   regionRecord
 		first uint64 // the least that the first run must have
 		room  uint64
+		out   = result{grant: &g}
+		done  bool
 	)
 	err = d.view(ctx, func(t txn) error {
+		if done, err = t.repeated(requestOf(ctx), out); err != nil || done {
+			return err
+		}
 		n, err := t.regular(id)
 		if err != nil {
 			return err
@@ -44,8 +49,8 @@ func (d *directory) Grant(ctx context.Context, id region.ID, need, want uint64) 
 		}
 		return err
 	})
-	if err != nil {
-		return region.Grant{}, err
+	if err != nil || done {
+		return g, err
 	}
 	if d.pool.readOnly {
 		return region.Grant{}, ErrReadOnly
@@ -63,7 +68,7 @@ func (d *directory) Grant(ctx context.Context, id region.ID, need, want uint64) 
 		}
 	}
 	var rest []region.Run
-	err = d.resize(ctx, func(t txn) (granted, _ []region.Run, err error) {
+	err = d.resize(ctx, out, func(t txn) (granted, _ []region.Run, err error) {
 		n, err := t.regular(id)
 		if err != nil {
 			return nil, nil, err // reaped meanwhile
@@ -234,7 +239,7 @@ func (d *directory) Return(ctx context.Context, id region.ID, runs []region.Run)
 	if len(runs) == 0 {
 		return nil
 	}
-	err := d.resize(ctx, func(t txn) (_, freed []region.Run, err error) {
+	err := d.resize(ctx, result{}, func(t txn) (_, freed []region.Run, err error) {
 		n, err := t.regular(id)
 		if err != nil {
 			return nil, nil, err

@@ -191,21 +191,29 @@ func (t txn) inode(ino namespace.Ino) (namespace.Inode, error) {
 	if n.Share == 0 || n.Share != t.share {
 		return namespace.Inode{}, namespace.ErrNotExist
 	}
-	n.Share = namespace.Root
-	if n.Ino == t.share {
-		n.Ino = namespace.Root
-	} else {
+	return t.shown(n), nil
+}
+
+// shown is an inode of the pool, and of the share, as the share sees it.
+func (t txn) shown(n namespace.Inode) namespace.Inode {
+	if n.Ino != t.share { // the directory of a share is in the pool's root
 		n.Parent = t.name(n.Parent)
 	}
-	return n, nil
+	n.Ino, n.Share = t.name(n.Ino), t.name(n.Share)
+	return n
+}
+
+// stored is an inode of the share as the pool has it.
+func (t txn) stored(n namespace.Inode) namespace.Inode {
+	if n.Ino != namespace.Root {
+		n.Parent = t.number(n.Parent)
+	}
+	n.Ino, n.Share = t.number(n.Ino), t.number(n.Share)
+	return n
 }
 
 func (t txn) putInode(n *namespace.Inode) error {
-	m := *n
-	m.Ino, m.Share = t.number(n.Ino), t.number(n.Share)
-	if n.Ino != namespace.Root { // the directory of a share is in the pool's root
-		m.Parent = t.number(n.Parent)
-	}
+	m := t.stored(*n)
 	return t.put(bucketInodes, key1(uint64(m.Ino)), encodeInode(&m))
 }
 

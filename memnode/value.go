@@ -29,6 +29,7 @@ const (
 	bucketShares      = "shares"      // ino → shareRecord
 	bucketLeases      = "leases"      // ino → Lease
 	bucketNames       = "names"       // ino → namesRecord
+	bucketRequests    = "requests"    // ino, place → requestRecord
 )
 
 // buckets are those that every pool has. Pools that were made before there were
@@ -38,7 +39,7 @@ var (
 		bucketPool, bucketInodes, bucketDirents, bucketXattrs, bucketRegions,
 		bucketExtents, bucketFamilies, bucketCheckpoints, bucketOrphans,
 	}
-	lateBuckets = []string{bucketShares, bucketLeases, bucketNames}
+	lateBuckets = []string{bucketShares, bucketLeases, bucketNames, bucketRequests}
 )
 
 // sealValue appends to a value's body the CRC-32C of bucket, key and body.

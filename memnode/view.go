@@ -36,25 +36,33 @@ func (d *directory) view(ctx context.Context, fn func(txn) error) error {
 	})
 }
 
-// update commits what fn changes.
-func (d *directory) update(ctx context.Context, fn func(txn) error) error {
+// update commits what fn changes, and puts into out, once: see WithRequest.
+func (d *directory) update(ctx context.Context, out result, fn func(txn) error) error {
+	r := requestOf(ctx)
 	return d.pool.update(ctx, func(t txn) error {
 		// In the transaction: those that follow the one which ends the lease
 		// find the fence ended.
 		if d.fence.over() {
 			return rdmacache.ErrFenced
 		}
-		return fn(t.of(d.share))
+		t = t.of(d.share)
+		if done, err := t.repeated(r, out); err != nil || done {
+			return cmp.Or(err, errUnchanged)
+		}
+		if err := fn(t); err != nil {
+			return err
+		}
+		return t.remember(r, out)
 	})
 }
 
 // resize commits a change of the slots that the share has. The session reaches what
 // it was granted once that is durable, and nothing of what was freed when others may
 // get it.
-func (d *directory) resize(ctx context.Context, fn func(txn) (granted, freed []region.Run, err error)) error {
+func (d *directory) resize(ctx context.Context, out result, fn func(txn) (granted, freed []region.Run, err error)) error {
 	var freed []region.Run
 	err := d.fence.change(func() (granted, _ []region.Run, err error) {
-		err = d.update(ctx, func(t txn) error {
+		err = d.update(ctx, out, func(t txn) error {
 			granted, freed, err = fn(t)
 			return err
 		})

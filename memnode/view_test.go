@@ -293,7 +293,7 @@ func TestViewIsolation(t *testing.T) {
 }
 
 // dump is all of meta.db but the counters of the pool.
-func dump(t *testing.T, p *Pool) string {
+func dump(t testing.TB, p *Pool) string {
 	t.Helper()
 	var s string
 	err := p.meta.view(func(tx txn) error {

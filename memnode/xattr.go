@@ -52,7 +52,7 @@ func (d *directory) SetXattr(ctx context.Context, ino namespace.Ino, name string
 	case len(value) > namespace.MaxXattrValue:
 		return namespace.ErrTooBig
 	}
-	return d.update(ctx, func(t txn) error {
+	return d.update(ctx, result{}, func(t txn) error {
 		n, err := t.inode(ino)
 		if err != nil {
 			return err
@@ -83,7 +83,7 @@ func (d *directory) RemoveXattr(ctx context.Context, ino namespace.Ino, name str
 	if err := checkXattrName(name); err != nil {
 		return err
 	}
-	return d.update(ctx, func(t txn) error {
+	return d.update(ctx, result{}, func(t txn) error {
 		n, err := t.inode(ino)
 		if err != nil {
 			return err

@@ -2,20 +2,39 @@ package node
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"slices"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/rpmemfs/rpmemfs/memnode"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
 )
+
+// A digest is of what a request asks for: a number stands for one request only.
+type digest [16]byte
+
+// digestOf returns the digest of a request.
+func digestOf(method string, req proto.Message) (digest, error) {
+	b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(append([]byte(method), 0), req)
+	if err != nil {
+		return digest{}, err
+	}
+	sum := sha256.Sum256(b)
+	return digest(sum[:16]), nil
+}
+
+// The pool keeps as many as answers does, and clients rely on.
+var _ [nodepb.Remembered]struct{} = [memnode.Remembered]struct{}{}
 
 // maxAnswerBytes bounds the answers that are kept for one session.
 const maxAnswerBytes = 4 << 20
 
 // answers keeps what a session's requests were answered, so that one whose answer
-// was lost can be repeated without being done twice. The zero value is empty.
+// was lost can be repeated without being done twice. The zero value is empty, as after a
+// restart: then the pool knows what was done, and nothing else is under way or answered.
 type answers struct {
 	mu        sync.Mutex // guards the fields below
 	byID      map[uint64]*answer
@@ -27,21 +46,20 @@ type answers struct {
 // An answer is that to one request. What follows done is written before done is
 // closed.
 type answer struct {
-	method string
+	digest digest
 	done   chan struct{}
 	reply  proto.Message
 	err    error
 	size   int // 0 until done
 }
 
-// do answers request id of a method: with what fn returns, or, for a repetition,
-// with what fn returned the first time, for which it waits. An id of 0 is never
-// remembered.
-func (a *answers) do(ctx context.Context, id uint64, method string, fn func() (proto.Message, error)) (proto.Message, error) {
+// do answers request id: with what fn returns, or, for a repetition, with what fn
+// returned the first time, for which it waits. An id of 0 is never remembered.
+func (a *answers) do(ctx context.Context, id uint64, d digest, fn func() (proto.Message, error)) (proto.Message, error) {
 	if id == 0 {
 		return fn()
 	}
-	first, repeated, err := a.find(id, method)
+	first, repeated, err := a.find(id, d)
 	if err != nil {
 		return nil, err
 	}
@@ -68,12 +86,12 @@ func (a *answers) do(ctx context.Context, id uint64, method string, fn func() (p
 
 // find returns the answer to request id, which is the caller's to give unless it
 // is repeated.
-func (a *answers) find(id uint64, method string) (_ *answer, repeated bool, err error) {
+func (a *answers) find(id uint64, d digest) (_ *answer, repeated bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if old := a.byID[id]; old != nil {
-		if old.method != method {
-			return nil, false, fmt.Errorf("%w: request %d was one of %s", errInvalid, id, old.method)
+		if old.digest != d {
+			return nil, false, fmt.Errorf("%w: request %d was another one", errInvalid, id)
 		}
 		return old, true, nil
 	}
@@ -86,7 +104,7 @@ func (a *answers) find(id uint64, method string) (_ *answer, repeated bool, err 
 	if a.byID == nil {
 		a.byID = make(map[uint64]*answer)
 	}
-	made := &answer{method: method, done: make(chan struct{})}
+	made := &answer{digest: d, done: make(chan struct{})}
 	a.byID[id] = made
 	a.order = append(a.order, id)
 	return made, false, nil

@@ -13,7 +13,7 @@ import (
 )
 
 // A change that is repeated is not done again, and its answer, good or bad, is the
-// first one; after a restart it is done again, with an honest answer.
+// first one; after a restart, too, if it was done.
 func TestRepeatedChanges(t *testing.T) {
 	n := newNode(t, Config{})
 	s := n.open(&nodepb.OpenRequest{Share: "a", Create: true})
@@ -66,16 +66,36 @@ func TestRepeatedChanges(t *testing.T) {
 	refused.RequestId = created
 	_, err = c.Rmdir(ctx, refused)
 	wantReason(t, "another method's number", err, controlpb.Reason_REASON_INVALID)
+	_, err = c.Create(ctx, &nodepb.CreateRequest{RequestId: created, Parent: 1, Name: []byte("other"), Inode: &nodepb.Inode{Mode: 0o100644}})
+	wantReason(t, "another request's number", err, controlpb.Reason_REASON_INVALID)
 
 	id++
-	keep := id
-	if _, err := c.Unlink(ctx, &nodepb.UnlinkRequest{RequestId: keep, Parent: 1, Name: []byte("f")}); err != nil {
+	keep := &nodepb.UnlinkRequest{RequestId: id, Parent: 1, Name: []byte("f")}
+	first, err := c.Unlink(ctx, keep)
+	if err != nil {
 		t.Fatal(err)
 	}
 	n.stop()
 	n.start()
-	_, err = c.Unlink(ctx, &nodepb.UnlinkRequest{RequestId: keep, Parent: 1, Name: []byte("f")})
-	wantReason(t, "unlink again after a restart", err, controlpb.Reason_REASON_NOT_EXIST)
+	if again, err := c.Unlink(ctx, keep); err != nil || !proto.Equal(first, again) {
+		t.Errorf("unlink again after a restart: got %v, %v, want %v", again, err, first)
+	}
+	n.stop()
+	n.start()
+	keep.Name = []byte("late")
+	_, err = c.Unlink(ctx, keep)
+	wantReason(t, "another request's number after a restart", err, controlpb.Reason_REASON_INVALID)
+	keep.RequestId = created
+	_, err = c.Unlink(ctx, keep)
+	wantReason(t, "another method's number after a restart", err, controlpb.Reason_REASON_INVALID)
+	keep.RequestId = id + nodepb.Remembered
+	if _, err := c.SetXattr(ctx, &nodepb.SetXattrRequest{RequestId: keep.RequestId, Ino: 1, Name: []byte("user.x")}); err != nil {
+		t.Fatal(err)
+	}
+	n.stop()
+	n.start()
+	_, err = c.Unlink(ctx, &nodepb.UnlinkRequest{RequestId: id, Parent: 1, Name: []byte("f")})
+	wantReason(t, "a forgotten number after a restart", err, controlpb.Reason_REASON_INVALID)
 }
 
 // A repetition that comes while the first is under way waits for its answer, also
@@ -90,16 +110,16 @@ func TestRepeatedWhileUnderWay(t *testing.T) {
 		<-finish
 		return &nodepb.ReapResponse{Heir: 7}, nil
 	}
-	go func() { _, _ = a.do(t.Context(), 1, "m", slow) }()
+	go func() { _, _ = a.do(t.Context(), 1, digest{}, slow) }()
 	<-began
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := a.do(ctx, 1, "m", slow); !errors.Is(err, context.Canceled) {
+	if _, err := a.do(ctx, 1, digest{}, slow); !errors.Is(err, context.Canceled) {
 		t.Errorf("an impatient caller: got %v", err)
 	}
 	got := make(chan proto.Message)
 	go func() {
-		m, _ := a.do(t.Context(), 1, "m", slow)
+		m, _ := a.do(t.Context(), 1, digest{}, slow)
 		got <- m
 	}()
 	close(finish)
@@ -112,32 +132,32 @@ func TestRepeatedWhileUnderWay(t *testing.T) {
 // refused, not done again.
 func TestAnswersAreBounded(t *testing.T) {
 	var a answers
-	if _, repeated, err := a.find(4*nodepb.Remembered, "m"); err != nil || repeated { // and stays under way
+	if _, repeated, err := a.find(4*nodepb.Remembered, digest{}); err != nil || repeated { // and stays under way
 		t.Fatal(repeated, err)
 	}
 	answer := func(size int) func() (proto.Message, error) {
 		return func() (proto.Message, error) { return &nodepb.XattrResponse{Value: make([]byte, size)}, nil }
 	}
 	for id := uint64(1); id <= 3*nodepb.Remembered; id++ {
-		if _, err := a.do(t.Context(), id, "m", answer(1)); err != nil {
+		if _, err := a.do(t.Context(), id, digest{}, answer(1)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if len(a.byID) != nodepb.Remembered || len(a.order) != nodepb.Remembered {
 		t.Errorf("%d answers in %d places are kept", len(a.byID), len(a.order))
 	}
-	if _, repeated, err := a.find(4*nodepb.Remembered, "m"); err != nil || !repeated {
+	if _, repeated, err := a.find(4*nodepb.Remembered, digest{}); err != nil || !repeated {
 		t.Errorf("what is under way was forgotten: %v", err)
 	}
 	again := func() (proto.Message, error) { return nil, fmt.Errorf("done again") }
-	if _, err := a.do(t.Context(), 2*nodepb.Remembered+2, "m", again); err != nil {
+	if _, err := a.do(t.Context(), 2*nodepb.Remembered+2, digest{}, again); err != nil {
 		t.Errorf("the oldest that is kept: %v", err)
 	}
-	if _, err := a.do(t.Context(), 2*nodepb.Remembered+1, "m", again); !errors.Is(err, errInvalid) {
+	if _, err := a.do(t.Context(), 2*nodepb.Remembered+1, digest{}, again); !errors.Is(err, errInvalid) {
 		t.Errorf("the newest that is forgotten: %v", err)
 	}
 	for id := uint64(10_000); id < 10_010; id++ {
-		if _, err := a.do(t.Context(), id, "m", answer(1<<20)); err != nil {
+		if _, err := a.do(t.Context(), id, digest{}, answer(1<<20)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -150,14 +170,14 @@ func TestAnswersAreBounded(t *testing.T) {
 func TestAnswersUnderWay(t *testing.T) {
 	var a answers
 	for id := uint64(1); id <= 2*nodepb.Remembered; id++ {
-		if _, repeated, err := a.find(id, "m"); err != nil || repeated {
+		if _, repeated, err := a.find(id, digest{}); err != nil || repeated {
 			t.Fatal(id, repeated, err)
 		}
 	}
-	if _, _, err := a.find(1<<20, "m"); !errors.Is(err, errBusy) {
+	if _, _, err := a.find(1<<20, digest{}); !errors.Is(err, errBusy) {
 		t.Errorf("one more: got %v", err)
 	}
-	if _, repeated, err := a.find(1, "m"); err != nil || !repeated {
+	if _, repeated, err := a.find(1, digest{}); err != nil || !repeated {
 		t.Errorf("the first: repeated %v, %v", repeated, err)
 	}
 }

@@ -32,6 +32,7 @@ var wire = slices.Concat(
 		{Err: errReadOnly, Reason: controlpb.Reason_REASON_READ_ONLY, Code: codes.FailedPrecondition},
 		{Err: memnode.ErrReadOnly, Reason: controlpb.Reason_REASON_READ_ONLY, Code: codes.FailedPrecondition},
 		{Err: errPermission, Reason: controlpb.Reason_REASON_PERMISSION, Code: codes.PermissionDenied},
+		{Err: memnode.ErrRequest, Reason: controlpb.Reason_REASON_INVALID, Code: codes.InvalidArgument},
 		{Err: errInvalid, Reason: controlpb.Reason_REASON_INVALID, Code: codes.InvalidArgument},
 		{Err: errBusy, Reason: controlpb.Reason_REASON_BUSY, Code: codes.ResourceExhausted},
 		{Err: errStopping, Code: codes.Unavailable},

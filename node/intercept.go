@@ -29,6 +29,7 @@ var withoutSession = map[string]bool{
 
 // A change is a request that changes something.
 type change interface {
+	proto.Message
 	GetRequestId() uint64
 }
 
@@ -73,7 +74,14 @@ func (s *Server) call(ctx context.Context, req any, method string, handle grpc.U
 	defer stop()
 	ctx, cancel := session.bind(ctx)
 	defer cancel()
-	return session.answers.do(ctx, c.GetRequestId(), method, func() (proto.Message, error) {
+	id := c.GetRequestId()
+	d, err := digestOf(method, c)
+	if err != nil {
+		return nil, err
+	}
+	return session.answers.do(ctx, id, d, func() (proto.Message, error) {
+		// The answers are lost with this process. What it did is in the pool.
+		ctx := memnode.WithRequest(ctx, memnode.Request{ID: id, Generation: session.lease.Generation, Digest: d})
 		reply, err := handle(ctx, req)
 		if err != nil {
 			return nil, session.blame(err)

@@ -63,7 +63,7 @@ type method[Req, Resp any] func(context.Context, *Req, ...grpc.CallOption) (*Res
 
 // ask does a call that changes nothing.
 func ask[Req, Resp any](ctx context.Context, p *Pool, call method[Req, Resp], req *Req) (resp *Resp, err error) {
-	_, err = p.repeat(ctx, func(ctx context.Context) (err error) {
+	err = p.repeat(ctx, func(ctx context.Context) (err error) {
 		resp, err = call(ctx, req, grpc.WaitForReady(true))
 		return err
 	})
@@ -73,55 +73,51 @@ func ask[Req, Resp any](ctx context.Context, p *Pool, call method[Req, Resp], re
 // change does a call that changes something. number makes the request, given its
 // number. Once begun it does not look at ctx: nobody could tell whether the change
 // was made.
-//
-// again tells that an answer may have been lost, so that an error may stand for a
-// change that was made.
-func change[Req, Resp any](ctx context.Context, p *Pool, call method[Req, Resp], number func(id uint64) *Req) (resp *Resp, again bool, err error) {
+func change[Req, Resp any](ctx context.Context, p *Pool, call method[Req, Resp], number func(id uint64) *Req) (resp *Resp, err error) {
 	id, err := p.requests.begin(ctx)
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	defer p.requests.end(id)
 	req := number(id)
-	again, err = p.repeat(context.WithoutCancel(ctx), func(ctx context.Context) (err error) {
+	err = p.repeat(context.WithoutCancel(ctx), func(ctx context.Context) (err error) {
 		resp, err = call(ctx, req, grpc.WaitForReady(true))
 		return err
 	})
-	return resp, again, err
+	return resp, err
 }
 
 // repeat does call until it is answered or the session is over. The errors of call
 // are gRPC's, its own are decoded.
-func (p *Pool) repeat(ctx context.Context, call func(context.Context) error) (again bool, err error) {
+func (p *Pool) repeat(ctx context.Context, call func(context.Context) error) error {
 	pause := pauseMin
 	for {
 		if err := p.check(); err != nil {
-			return again, err
+			return err
 		}
 		if err := ctx.Err(); err != nil {
-			return again, err
+			return err
 		}
 		select {
 		case p.calls <- struct{}{}:
 		case <-p.done:
-			return again, p.Err()
+			return p.Err()
 		case <-ctx.Done():
-			return again, ctx.Err()
+			return ctx.Err()
 		}
 		err := call(metadata.NewOutgoingContext(ctx, p.identity))
 		<-p.calls
 		if err == nil {
-			return again, nil
+			return nil
 		}
 		err = decode(err)
 		switch {
 		case errors.Is(err, rdmacache.ErrFenced):
 			p.end(err)
-			return again, p.Err()
+			return p.Err()
 		case !unanswered(err) || ctx.Err() != nil:
-			return again, err
+			return err
 		}
-		again = true
 		wait := time.NewTimer(pause)
 		select {
 		case <-wait.C:

@@ -76,7 +76,7 @@ func (p *Pool) stored(ctx context.Context, ino namespace.Ino) (namespace.Inode, 
 }
 
 // changeNames is change for what may touch any inode.
-func changeNames[Req, Resp any](ctx context.Context, p *Pool, call method[Req, Resp], number func(id uint64) *Req) (resp *Resp, again bool, err error) {
+func changeNames[Req, Resp any](ctx context.Context, p *Pool, call method[Req, Resp], number func(id uint64) *Req) (*Resp, error) {
 	p.inodes.begin()
 	defer p.inodes.end()
 	return change(ctx, p, call, number)
@@ -84,37 +84,20 @@ func changeNames[Req, Resp any](ctx context.Context, p *Pool, call method[Req, R
 
 // Create implements namespace.Directory.
 func (p *Pool) Create(ctx context.Context, parent namespace.Ino, name string, n namespace.Inode) (namespace.Inode, error) {
-	resp, again, err := changeNames(ctx, p, p.node.Create, func(id uint64) *nodepb.CreateRequest {
+	resp, err := changeNames(ctx, p, p.node.Create, func(id uint64) *nodepb.CreateRequest {
 		return &nodepb.CreateRequest{RequestId: id, Parent: uint64(parent), Name: []byte(name), Inode: nodepb.NewInode(n)}
 	})
-	if again && errors.Is(err, namespace.ErrExist) {
-		if made, ok := p.isMade(ctx, parent, name, n); ok {
-			return made, nil
-		}
-	}
 	if err != nil {
 		return namespace.Inode{}, err
 	}
 	return inodeOf(resp)
 }
 
-// isMade returns what has a name, if it is what Create makes of n, to the nanosecond.
-func (p *Pool) isMade(ctx context.Context, parent namespace.Ino, name string, n namespace.Inode) (made namespace.Inode, ok bool) {
-	made, err := p.Lookup(context.WithoutCancel(ctx), parent, name)
-	n.Ino, n.Nlink, n.Parent, n.Share = made.Ino, made.Nlink, made.Parent, made.Share
-	return made, err == nil && n == made
-}
-
 // Link implements namespace.Directory.
 func (p *Pool) Link(ctx context.Context, ino, parent namespace.Ino, name string) (namespace.Inode, error) {
-	resp, again, err := changeNames(ctx, p, p.node.Link, func(id uint64) *nodepb.LinkRequest {
+	resp, err := changeNames(ctx, p, p.node.Link, func(id uint64) *nodepb.LinkRequest {
 		return &nodepb.LinkRequest{RequestId: id, Ino: uint64(ino), Parent: uint64(parent), Name: []byte(name)}
 	})
-	if again && errors.Is(err, namespace.ErrExist) {
-		if n, lookErr := p.Lookup(context.WithoutCancel(ctx), parent, name); lookErr == nil && n.Ino == ino {
-			return n, nil
-		}
-	}
 	if err != nil {
 		return namespace.Inode{}, err
 	}
@@ -123,7 +106,7 @@ func (p *Pool) Link(ctx context.Context, ino, parent namespace.Ino, name string)
 
 // Unlink implements namespace.Directory.
 func (p *Pool) Unlink(ctx context.Context, parent namespace.Ino, name string) (namespace.Inode, error) {
-	resp, _, err := changeNames(ctx, p, p.node.Unlink, func(id uint64) *nodepb.UnlinkRequest {
+	resp, err := changeNames(ctx, p, p.node.Unlink, func(id uint64) *nodepb.UnlinkRequest {
 		return &nodepb.UnlinkRequest{RequestId: id, Parent: uint64(parent), Name: []byte(name)}
 	})
 	if err != nil {
@@ -134,39 +117,15 @@ func (p *Pool) Unlink(ctx context.Context, parent namespace.Ino, name string) (n
 
 // Rmdir implements namespace.Directory.
 func (p *Pool) Rmdir(ctx context.Context, parent namespace.Ino, name string) error {
-	_, again, err := changeNames(ctx, p, p.node.Rmdir, func(id uint64) *nodepb.RmdirRequest {
+	_, err := changeNames(ctx, p, p.node.Rmdir, func(id uint64) *nodepb.RmdirRequest {
 		return &nodepb.RmdirRequest{RequestId: id, Parent: uint64(parent), Name: []byte(name)}
 	})
-	if again && errors.Is(err, namespace.ErrNotExist) {
-		return nil
-	}
 	return err
 }
 
 // Rename implements namespace.Directory.
 func (p *Pool) Rename(ctx context.Context, oldParent namespace.Ino, oldName string, newParent namespace.Ino, newName string, flags namespace.RenameFlags) (*namespace.Inode, error) {
-	if flags&namespace.RenameExchange == 0 {
-		lost, _, err := p.rename(ctx, oldParent, oldName, newParent, newName, flags)
-		return lost, err
-	}
-	// One that is done again is undone.
-	moved, _ := p.Lookup(ctx, oldParent, oldName) // without it there is nothing to exchange
-	for {
-		lost, again, err := p.rename(ctx, oldParent, oldName, newParent, newName, flags)
-		if err != nil || !again {
-			return lost, err
-		}
-		ctx = context.WithoutCancel(ctx)
-		n, err := p.Lookup(ctx, oldParent, oldName)
-		if err != nil || n.Ino != moved.Ino {
-			return lost, err
-		}
-	}
-}
-
-// rename does one. again is as in change.
-func (p *Pool) rename(ctx context.Context, oldParent namespace.Ino, oldName string, newParent namespace.Ino, newName string, flags namespace.RenameFlags) (lost *namespace.Inode, again bool, err error) {
-	resp, again, err := changeNames(ctx, p, p.node.Rename, func(id uint64) *nodepb.RenameRequest {
+	resp, err := changeNames(ctx, p, p.node.Rename, func(id uint64) *nodepb.RenameRequest {
 		return &nodepb.RenameRequest{
 			RequestId: id,
 			OldParent: uint64(oldParent),
@@ -177,15 +136,15 @@ func (p *Pool) rename(ctx context.Context, oldParent namespace.Ino, oldName stri
 		}
 	})
 	if err != nil || resp.GetLost() == nil {
-		return nil, again, err
+		return nil, err
 	}
 	n := resp.GetLost().Namespace()
-	return &n, again, nil
+	return &n, nil
 }
 
 // ReadDir implements namespace.Directory.
 func (p *Pool) ReadDir(ctx context.Context, ino namespace.Ino) (entries []namespace.Entry, err error) {
-	_, err = p.repeat(ctx, func(ctx context.Context) error {
+	err = p.repeat(ctx, func(ctx context.Context) error {
 		entries = nil
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -251,7 +210,7 @@ func (p *Pool) Update(ctx context.Context, ino namespace.Ino, change func(*names
 
 // replace makes old, if it is as stored, changed.
 func (p *Pool) replace(ctx context.Context, old, changed namespace.Inode) (namespace.Inode, error) {
-	resp, _, err := changeNames(ctx, p, p.node.SetInode, func(id uint64) *nodepb.SetInodeRequest {
+	resp, err := changeNames(ctx, p, p.node.SetInode, func(id uint64) *nodepb.SetInodeRequest {
 		return &nodepb.SetInodeRequest{RequestId: id, Old: nodepb.NewInode(old), New: nodepb.NewInode(changed)}
 	})
 	if err != nil {
@@ -265,13 +224,9 @@ func (p *Pool) Reap(ctx context.Context, ino namespace.Ino) (heir namespace.Ino,
 	if err := p.dataPath().settle(ctx); err != nil {
 		return 0, err
 	}
-	resp, again, err := changeNames(ctx, p, p.node.Reap, func(id uint64) *nodepb.ReapRequest {
+	resp, err := changeNames(ctx, p, p.node.Reap, func(id uint64) *nodepb.ReapRequest {
 		return &nodepb.ReapRequest{RequestId: id, Ino: uint64(ino)}
 	})
-	if again && errors.Is(err, namespace.ErrNotExist) {
-		// An heir finds its slots when it is opened the next time.
-		return 0, nil
-	}
 	return namespace.Ino(resp.GetHeir()), err
 }
 
@@ -296,7 +251,7 @@ func (p *Pool) Xattrs(ctx context.Context, ino namespace.Ino) ([]string, error) 
 
 // SetXattr implements namespace.Directory.
 func (p *Pool) SetXattr(ctx context.Context, ino namespace.Ino, name string, value []byte, flags namespace.XattrFlags) error {
-	_, _, err := changeNames(ctx, p, p.node.SetXattr, func(id uint64) *nodepb.SetXattrRequest {
+	_, err := changeNames(ctx, p, p.node.SetXattr, func(id uint64) *nodepb.SetXattrRequest {
 		return &nodepb.SetXattrRequest{RequestId: id, Ino: uint64(ino), Name: []byte(name), Value: value, Flags: uint32(flags)}
 	})
 	return err
@@ -304,12 +259,9 @@ func (p *Pool) SetXattr(ctx context.Context, ino namespace.Ino, name string, val
 
 // RemoveXattr implements namespace.Directory.
 func (p *Pool) RemoveXattr(ctx context.Context, ino namespace.Ino, name string) error {
-	_, again, err := changeNames(ctx, p, p.node.RemoveXattr, func(id uint64) *nodepb.RemoveXattrRequest {
+	_, err := changeNames(ctx, p, p.node.RemoveXattr, func(id uint64) *nodepb.RemoveXattrRequest {
 		return &nodepb.RemoveXattrRequest{RequestId: id, Ino: uint64(ino), Name: []byte(name)}
 	})
-	if again && errors.Is(err, namespace.ErrNoXattr) {
-		return nil
-	}
 	return err
 }
 

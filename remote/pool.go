@@ -11,12 +11,8 @@
 // session is the way on.
 //
 // Until then a connection that breaks is made again, and calls are repeated, with
-// a number by which the memory node knows a change that it did already. It forgets
-// the numbers when it restarts. Then Pool looks whether a change was done whose
-// answer got lost. It cannot always tell, and some are reported as not done although
-// they were: Unlink and Rename as namespace.ErrNotExist, SetXattr without replacing
-// as namespace.ErrExist. Callers see to it, as the kernel does for a directory, that
-// nobody changes the same name meanwhile.
+// a number by which the memory node knows a change that it did already, also after it
+// was killed and started again.
 package remote
 
 import (
@@ -94,10 +90,6 @@ type Pool struct {
 	requests requests
 	inodes   inodeCache
 	traffic  trafficCache
-
-	// returning is held for writing by Return, for reading by Grant, across the
-	// calls; it is the outermost lock.
-	returning sync.RWMutex
 
 	closing sync.Once
 	stop    chan struct{} // closed by Close; ends the keeper

@@ -51,7 +51,7 @@ type Pinner interface {
 // vain.
 func (p *Pool) Watch(ctx context.Context, pinner Pinner) error {
 	for {
-		_, err := p.repeat(ctx, func(ctx context.Context) error {
+		err := p.repeat(ctx, func(ctx context.Context) error {
 			ctx, cancel := context.WithCancel(ctx)
 			defer cancel()
 			stream, err := p.node.Watch(ctx, &nodepb.WatchRequest{}, grpc.WaitForReady(true))
@@ -101,7 +101,7 @@ func (p *Pool) serve(ctx context.Context, pinner Pinner, m *nodepb.WatchResponse
 	} else {
 		answer.Checkpoint = nodepb.NewCheckpoint(cp)
 	}
-	_, _, err = change(ctx, p, p.node.Pinned, func(id uint64) *nodepb.PinnedRequest {
+	_, err = change(ctx, p, p.node.Pinned, func(id uint64) *nodepb.PinnedRequest {
 		answer.RequestId = id
 		return answer
 	})

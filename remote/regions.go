@@ -2,7 +2,6 @@ package remote
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -19,9 +18,7 @@ import (
 
 // Grant implements region.Space.
 func (p *Pool) Grant(ctx context.Context, id region.ID, need, want uint64) (region.Grant, error) {
-	p.returning.RLock()
-	defer p.returning.RUnlock()
-	resp, _, err := change(ctx, p, p.node.Grant, func(request uint64) *nodepb.GrantRequest {
+	resp, err := change(ctx, p, p.node.Grant, func(request uint64) *nodepb.GrantRequest {
 		return &nodepb.GrantRequest{RequestId: request, Ino: uint64(id), Need: need, Want: want}
 	})
 	if err != nil {
@@ -42,21 +39,15 @@ func (p *Pool) Grant(ctx context.Context, id region.ID, need, want uint64) (regi
 }
 
 // Return implements region.Space.
-//
-// A repeated Return that finds the slots gone was done before. That is certain only
-// if nobody grants slots in between: a region that got one of them again would lose
-// it. The memory node's memory of requests sees to that, but does not outlive it.
 func (p *Pool) Return(ctx context.Context, id region.ID, runs []region.Run) error {
 	if err := p.dataPath().settle(ctx); err != nil {
 		return err
 	}
-	p.returning.Lock()
-	defer p.returning.Unlock()
 	for some := range slices.Chunk(runs, nodepb.MaxReturnRuns) {
-		_, again, err := change(ctx, p, p.node.Return, func(request uint64) *nodepb.ReturnRequest {
+		_, err := change(ctx, p, p.node.Return, func(request uint64) *nodepb.ReturnRequest {
 			return &nodepb.ReturnRequest{RequestId: request, Ino: uint64(id), Runs: nodepb.NewRuns(some)}
 		})
-		if err != nil && !(again && errors.Is(err, ErrNotOwned)) {
+		if err != nil {
 			return err
 		}
 	}
@@ -88,37 +79,25 @@ func (p *Pool) Locate(ctx context.Context, id region.ID) (region.Location, error
 }
 
 // SaveCheckpoint keeps cp durably; namespace.ErrExist if its name is taken.
-//
-// A repeated one that finds cp itself was done before: a caller who was told
-// otherwise would use its slots again.
 func (p *Pool) SaveCheckpoint(ctx context.Context, id region.ID, cp region.Checkpoint) error {
-	_, again, err := change(ctx, p, p.node.SaveCheckpoint, func(request uint64) *nodepb.SaveCheckpointRequest {
+	_, err := change(ctx, p, p.node.SaveCheckpoint, func(request uint64) *nodepb.SaveCheckpointRequest {
 		return &nodepb.SaveCheckpointRequest{RequestId: request, Ino: uint64(id), Checkpoint: nodepb.NewCheckpoint(cp)}
 	})
-	if again && errors.Is(err, namespace.ErrExist) {
-		loc, locErr := p.Locate(context.WithoutCancel(ctx), id)
-		if locErr == nil && slices.Contains(loc.Checkpoints, cp) {
-			return nil
-		}
-	}
 	return err
 }
 
 // DropCheckpoint forgets a checkpoint; namespace.ErrNotExist.
 func (p *Pool) DropCheckpoint(ctx context.Context, id region.ID, name string) error {
-	_, again, err := change(ctx, p, p.node.DropCheckpoint, func(request uint64) *nodepb.DropCheckpointRequest {
+	_, err := change(ctx, p, p.node.DropCheckpoint, func(request uint64) *nodepb.DropCheckpointRequest {
 		return &nodepb.DropCheckpointRequest{RequestId: request, Ino: uint64(id), Name: []byte(name)}
 	})
-	if again && errors.Is(err, namespace.ErrNotExist) {
-		return nil
-	}
 	return err
 }
 
 // Clone adds a file of n's attributes whose region starts as seed, which gets its
 // ID here, in src's family.
 func (p *Pool) Clone(ctx context.Context, src region.ID, parent namespace.Ino, name string, n namespace.Inode, seed region.Seed) (namespace.Inode, error) {
-	resp, again, err := changeNames(ctx, p, p.node.Clone, func(request uint64) *nodepb.CloneRequest {
+	resp, err := changeNames(ctx, p, p.node.Clone, func(request uint64) *nodepb.CloneRequest {
 		return &nodepb.CloneRequest{
 			RequestId: request,
 			Source:    uint64(src),
@@ -128,11 +107,6 @@ func (p *Pool) Clone(ctx context.Context, src region.ID, parent namespace.Ino, n
 			Seed:      nodepb.NewSeed(seed),
 		}
 	})
-	if again && errors.Is(err, namespace.ErrExist) {
-		if made, ok := p.isMade(ctx, parent, name, n); ok {
-			return made, nil
-		}
-	}
 	if err != nil {
 		return namespace.Inode{}, err
 	}
@@ -143,7 +117,7 @@ func (p *Pool) Clone(ctx context.Context, src region.ID, parent namespace.Ino, n
 // last one was found.
 func (p *Pool) Check(ctx context.Context, report func(problem string)) error {
 	var problems []string
-	_, err := p.repeat(ctx, func(ctx context.Context) error {
+	err := p.repeat(ctx, func(ctx context.Context) error {
 		problems = nil
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()

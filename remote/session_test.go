@@ -350,16 +350,33 @@ func TestLostAnswers(t *testing.T) {
 	}
 }
 
-// A memory node that restarts forgets its answers. What a repeated change finds
-// done, and nobody else can have done, is success; the rest is what the package's
-// comment says.
+// A memory node that is stopped, or killed, after it made a change and before it could
+// say so, and starts again, gives the answer that it would have given, and makes the
+// change once.
 func TestLostAnswersAndARestart(t *testing.T) {
-	n := newNode(t, 8*time.Second)
+	t.Run("stopped", func(t *testing.T) {
+		n := newNode(t, 8*time.Second)
+		lostAnswers(t, n, n.restart)
+	})
+	t.Run("killed", func(t *testing.T) {
+		n := newNode(t, 8*time.Second)
+		n.stop()
+		c := &child{TB: t, node: n}
+		c.start()
+		t.Cleanup(c.kill)
+		lostAnswers(t, n, func() {
+			c.kill()
+			c.start()
+		})
+	})
+}
+
+func lostAnswers(t *testing.T, n *memoryNode, restart func()) {
 	way := n.path()
 	p := n.open(remote.Config{Address: way.address()})
 	f := mustCreate(t, p, "f", fileInode())
 	id := region.ID(f.Ino)
-	for _, name := range []string{"gone", "orphan", "moved"} {
+	for _, name := range []string{"gone", "orphan", "moved", "over", "under"} {
 		mustCreate(t, p, name, fileInode())
 	}
 	left, right := mustCreate(t, p, "left", fileInode()), mustCreate(t, p, "right", fileInode())
@@ -373,82 +390,168 @@ func TestLostAnswersAndARestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	returned := region.Run{Start: g.Runs[0].End() - 10, N: 10}
+	tree := region.Tree{Root: g.Super + 10, Height: 1}
 	if err := p.SaveCheckpoint(ctx, id, region.Checkpoint{Name: "cp", Epoch: 1}); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.SetXattr(ctx, f.Ino, "user.x", nil, 0); err != nil {
 		t.Fatal(err)
 	}
+	free := func() int64 {
+		t.Helper()
+		u, err := p.Usage(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return int64(u.FreeSlots)
+	}
 	saved := region.Checkpoint{Name: "saved", Epoch: 2, Time: 3}
 	var made, cloned namespace.Inode
+	var granted region.Grant
+	wantInode := func(got namespace.Inode, ino namespace.Ino, nlink uint32, err error) error {
+		if err == nil && (got.Ino != ino || got.Nlink != nlink) {
+			err = fmt.Errorf("got %+v, want inode %d with %d links", got, ino, nlink)
+		}
+		return err
+	}
+	look := func(name string) namespace.Ino {
+		t.Helper()
+		n, err := p.Lookup(ctx, namespace.Root, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n.Ino
+	}
+	gone, over := look("gone"), look("over")
 	for _, call := range []struct {
-		name string
-		do   func() error
-		want error
+		name  string
+		do    func() error
+		taken int64 // slots
 	}{
-		{"create", func() (err error) { made, err = p.Create(ctx, namespace.Root, "new", fileInode()); return err }, nil},
-		{"mkdir", func() error { _, err := p.Create(ctx, namespace.Root, "newdir", dirInode()); return err }, nil},
-		{"link", func() error { _, err := p.Link(ctx, f.Ino, namespace.Root, "l"); return err }, nil},
-		{"rmdir", func() error { return p.Rmdir(ctx, namespace.Root, "dir") }, nil},
-		{"update", func() error {
-			n, err := p.Update(ctx, f.Ino, func(n *namespace.Inode) { n.UID = 77 })
-			if err == nil && n.UID != 77 {
-				err = fmt.Errorf("got %+v", n)
+		{"create", func() (err error) { made, err = p.Create(ctx, namespace.Root, "new", fileInode()); return err }, 0},
+		{"mkdir", func() error { _, err := p.Create(ctx, namespace.Root, "newdir", dirInode()); return err }, 0},
+		{"link", func() error {
+			n, err := p.Link(ctx, f.Ino, namespace.Root, "l")
+			return wantInode(n, f.Ino, 2, err)
+		}, 0},
+		{"unlink", func() error {
+			n, err := p.Unlink(ctx, namespace.Root, "gone")
+			return wantInode(n, gone, 0, err)
+		}, 0},
+		{"rmdir", func() error { return p.Rmdir(ctx, namespace.Root, "dir") }, 0},
+		{"rename", func() error {
+			lost, err := p.Rename(ctx, namespace.Root, "moved", namespace.Root, "there", 0)
+			if err == nil && lost != nil {
+				err = fmt.Errorf("it replaced %+v", lost)
 			}
 			return err
-		}, nil},
-		{"reap", func() error { _, err := p.Reap(ctx, orphan.Ino); return err }, nil},
-		{"removexattr", func() error { return p.RemoveXattr(ctx, f.Ino, "user.x") }, nil},
-		{"return", func() error { return p.Return(ctx, id, []region.Run{returned}) }, nil},
-		{"drop checkpoint", func() error { return p.DropCheckpoint(ctx, id, "cp") }, nil},
-		{"save checkpoint", func() error { return p.SaveCheckpoint(ctx, id, saved) }, nil},
-		{"save another checkpoint of the name", func() error {
-			return p.SaveCheckpoint(ctx, id, region.Checkpoint{Name: "saved", Epoch: 2, Time: 4})
-		}, namespace.ErrExist},
-		{"clone", func() (err error) {
-			cloned, err = p.Clone(ctx, id, namespace.Root, "clone", fileInode(), region.Seed{Epoch: 1})
+		}, 0},
+		{"rename without replacing", func() error {
+			_, err := p.Rename(ctx, namespace.Root, "there", namespace.Root, "moved", namespace.RenameNoReplace)
 			return err
-		}, nil},
+		}, 0},
+		{"rename over another", func() error {
+			lost, err := p.Rename(ctx, namespace.Root, "under", namespace.Root, "over", 0)
+			if err == nil && lost == nil {
+				err = errors.New("it replaced nothing")
+			}
+			if err == nil {
+				err = wantInode(*lost, over, 0, nil)
+			}
+			return err
+		}, 0},
 		{"exchange", func() error {
 			_, err := p.Rename(ctx, namespace.Root, "left", namespace.Root, "right", namespace.RenameExchange)
 			return err
-		}, nil},
-		{"unlink", func() error { _, err := p.Unlink(ctx, namespace.Root, "gone"); return err }, namespace.ErrNotExist},
-		{"rename", func() error {
-			_, err := p.Rename(ctx, namespace.Root, "moved", namespace.Root, "there", 0)
+		}, 0},
+		{"update", func() error {
+			times := 0
+			n, err := p.Update(ctx, f.Ino, func(n *namespace.Inode) { n.UID++; times++ })
+			if err == nil && (n.UID != fileInode().UID+1 || times != 1) {
+				err = fmt.Errorf("got %+v after %d changes", n, times)
+			}
 			return err
-		}, namespace.ErrNotExist},
+		}, 0},
+		{"setxattr", func() error { return p.SetXattr(ctx, f.Ino, "user.y", []byte("1"), namespace.XattrCreate) }, 0},
+		{"replace an attribute", func() error {
+			return p.SetXattr(ctx, f.Ino, "user.y", []byte("2"), namespace.XattrReplace)
+		}, 0},
+		{"removexattr", func() error { return p.RemoveXattr(ctx, f.Ino, "user.x") }, 0},
+		{"first grant", func() error {
+			g, err := p.Grant(ctx, region.ID(left.Ino), 1, 1)
+			if err == nil && g.Super != g.Runs[0].Start {
+				err = fmt.Errorf("got %+v", g)
+			}
+			return err
+		}, region.MinFirstGrant},
+		{"grant", func() (err error) { granted, err = p.Grant(ctx, id, 20, 20); return err }, 20},
+		{"return", func() error { return p.Return(ctx, id, []region.Run{returned}) }, -10},
+		{"save checkpoint", func() error { return p.SaveCheckpoint(ctx, id, saved) }, 0},
+		{"drop checkpoint", func() error { return p.DropCheckpoint(ctx, id, "cp") }, 0},
+		{"clone", func() (err error) {
+			cloned, err = p.Clone(ctx, id, namespace.Root, "clone", fileInode(), region.Seed{Epoch: 1, Pages: 1, Tree: tree})
+			return err
+		}, region.MinFirstGrant},
+		{"reap", func() error { _, err := p.Reap(ctx, orphan.Ino); return err }, 0},
 	} {
 		if _, err := p.Inode(ctx, f.Ino); err != nil { // update finds it remembered
 			t.Fatal(err)
 		}
-		wantErr(t, call.name, way.withoutAnswer(call.do, n.restart), call.want)
-	}
-	if got, err := p.Lookup(ctx, namespace.Root, "new"); err != nil || got != made || made.Ino == 0 {
-		t.Errorf("got %+v, %v, want %+v", got, err, made)
-	}
-	if got, err := p.Lookup(ctx, namespace.Root, "clone"); err != nil || got != cloned || cloned.Ino == 0 {
-		t.Errorf("got %+v, %v, want %+v", got, err, cloned)
-	}
-	for name, want := range map[string]namespace.Ino{"left": right.Ino, "right": left.Ino} {
-		if got, err := p.Lookup(ctx, namespace.Root, name); err != nil || got.Ino != want {
-			t.Errorf("after an exchange %s is inode %d, %v, want %d", name, got.Ino, err, want)
+		before := free()
+		if err := way.withoutAnswer(call.do, restart); err != nil {
+			t.Errorf("%s: %v", call.name, err)
+		}
+		if taken := before - free(); taken != call.taken {
+			t.Errorf("%s took %d slots, want %d", call.name, taken, call.taken)
 		}
 	}
-	// It is the error only of a call that was repeated.
-	wantErr(t, "save checkpoint again", p.SaveCheckpoint(ctx, id, saved), namespace.ErrExist)
+	// Who has slots of a file that is reaped is told, too.
+	for _, name := range []string{"f", "l"} {
+		if _, err := p.Unlink(ctx, namespace.Root, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	loc, err := p.Locate(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range granted.Runs {
+		if !slices.ContainsFunc(loc.Extents, func(x region.Run) bool { return x.Start <= r.Start && r.End() <= x.End() }) {
+			t.Errorf("slots %+v were granted, but the region has %+v", r, loc.Extents)
+		}
+	}
+	err = way.withoutAnswer(func() error {
+		heir, err := p.Reap(ctx, f.Ino)
+		if err == nil && heir != cloned.Ino {
+			err = fmt.Errorf("the heir is %d, want %d", heir, cloned.Ino)
+		}
+		return err
+	}, restart)
+	if err != nil {
+		t.Errorf("reap: %v", err)
+	}
+	for name, want := range map[string]namespace.Inode{"new": made, "clone": cloned} {
+		if got, err := p.Lookup(ctx, namespace.Root, name); err != nil || got != want || want.Ino == 0 {
+			t.Errorf("%s: got %+v, %v, want %+v", name, got, err, want)
+		}
+	}
+	if look("left") != right.Ino || look("right") != left.Ino {
+		t.Error("an exchange was undone")
+	}
+	// What is asked for anew is done anew.
 	_, err = p.Create(ctx, namespace.Root, "new", fileInode())
 	wantErr(t, "create again", err, namespace.ErrExist)
 	wantErr(t, "rmdir again", p.Rmdir(ctx, namespace.Root, "dir"), namespace.ErrNotExist)
-	wantErr(t, "return again", p.Return(ctx, id, []region.Run{returned}), remote.ErrNotOwned)
+	_, err = p.Unlink(ctx, namespace.Root, "gone")
+	wantErr(t, "unlink again", err, namespace.ErrNotExist)
 	if err := p.Check(ctx, func(problem string) { t.Error("check: " + problem) }); err != nil {
 		t.Error(err)
 	}
 }
 
-// No grant comes between a Return and its repetition: the region could get the very
-// slots again, and lose them to the repetition.
-func TestNoGrantBetweenReturns(t *testing.T) {
+// A Grant may come between a Return and its repetition, and get the very slots again:
+// the repetition does not take them away.
+func TestGrantBetweenReturns(t *testing.T) {
 	n := newNode(t, 8*time.Second)
 	way := n.path()
 	p := n.open(remote.Config{Address: way.address()})

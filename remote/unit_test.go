@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"runtime"
 	"testing"
 	"testing/synctest"
 
@@ -15,8 +16,14 @@ import (
 // Seed is the same flag in every package, so that all take it at once.
 var Seed = flag.Uint64("seed", 0, "seed of the random tests; 0 is a fixed one")
 
-// Expire makes the lease over on this side, before anybody notices.
-func (p *Pool) Expire() { p.lease.until.Store(0) }
+// Expire makes the lease over on this side, before anybody notices. It waits until it was
+// renewed for the first time, which would undo that; then there is time.
+func (p *Pool) Expire() {
+	for p.lease.until.Load() == int64(p.lease.length) && p.Err() == nil {
+		runtime.Gosched()
+	}
+	p.lease.until.Store(0)
+}
 
 // No number is given out while the memory node may have forgotten the answer to one
 // that is still repeated.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
-	"slices"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
@@ -12,6 +11,32 @@ import (
 	"github.com/rpmemfs/rpmemfs/memnode"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
 )
+
+// maxKeptAnswer is the longest answer in bytes that is kept. The pool has a longer one.
+const maxKeptAnswer = 4 << 10
+
+// answers keeps what a session's requests were answered, so that one whose answer was
+// lost can be repeated without being done twice. The zero value is empty, as after a
+// restart: then the pool knows what was done, and nothing is under way any more.
+//
+// A number has its place, as in the pool (memnode.Remembered), where it follows smaller
+// ones whose answers have arrived. What fails is known here only: a request that is late
+// on a connection that broke is not done after its repetition was told that it failed.
+type answers struct {
+	mu     sync.Mutex // guards places
+	places map[uint64]*answer
+}
+
+// An answer is that to one request. What follows done is written before done is
+// closed.
+type answer struct {
+	id     uint64
+	digest digest
+	done   chan struct{}
+	long   bool // not kept
+	reply  proto.Message
+	err    error
+}
 
 // A digest is of what a request asks for: a number stands for one request only.
 type digest [16]byte
@@ -29,100 +54,72 @@ func digestOf(method string, req proto.Message) (digest, error) {
 // The pool keeps as many as answers does, and clients rely on.
 var _ [nodepb.Remembered]struct{} = [memnode.Remembered]struct{}{}
 
-// maxAnswerBytes bounds the answers that are kept for one session.
-const maxAnswerBytes = 4 << 20
-
-// answers keeps what a session's requests were answered, so that one whose answer
-// was lost can be repeated without being done twice. The zero value is empty, as after a
-// restart: then the pool knows what was done, and nothing else is under way or answered.
-type answers struct {
-	mu        sync.Mutex // guards the fields below
-	byID      map[uint64]*answer
-	order     []uint64 // the keys of byID, oldest first
-	bytes     int
-	forgotten uint64 // no request up to here is known to be new
-}
-
-// An answer is that to one request. What follows done is written before done is
-// closed.
-type answer struct {
-	digest digest
-	done   chan struct{}
-	reply  proto.Message
-	err    error
-	size   int // 0 until done
-}
-
 // do answers request id: with what fn returns, or, for a repetition, with what fn
-// returned the first time, for which it waits. An id of 0 is never remembered.
+// returned the first time, for which it waits. An id of 0 is never remembered. fn finds
+// in the pool what it did before.
 func (a *answers) do(ctx context.Context, id uint64, d digest, fn func() (proto.Message, error)) (proto.Message, error) {
 	if id == 0 {
 		return fn()
 	}
-	first, repeated, err := a.find(id, d)
-	if err != nil {
-		return nil, err
-	}
-	if repeated {
+	for {
+		at, mine, err := a.find(id, d)
+		if err != nil {
+			return nil, err
+		}
+		if mine {
+			reply, err := fn()
+			if at.long = proto.Size(reply) > maxKeptAnswer; !at.long {
+				at.reply = reply
+			}
+			at.err = err
+			close(at.done)
+			return reply, err
+		}
 		select {
-		case <-first.done:
-			return first.reply, first.err
+		case <-at.done:
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+		switch {
+		case at.id != id: // the one before: nobody waits for its answer any more
+		case at.long:
+			return fn()
+		default:
+			return at.reply, at.err
+		}
 	}
-	first.reply, first.err = fn()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	first.size = 1
-	if first.err == nil {
-		first.size += proto.Size(first.reply)
-	}
-	a.bytes += first.size
-	close(first.done)
-	a.trim()
-	return first.reply, first.err
 }
 
-// find returns the answer to request id, which is the caller's to give unless it
-// is repeated.
-func (a *answers) find(id uint64, d digest) (_ *answer, repeated bool, err error) {
+// find returns the answer to request id, or the one that is under way in its place; mine,
+// if it is the caller's to give.
+func (a *answers) find(id uint64, d digest) (_ *answer, mine bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if old := a.byID[id]; old != nil {
-		if old.digest != d {
+	place := id % nodepb.Remembered
+	if old := a.places[place]; old != nil {
+		switch {
+		case old.id > id:
+			return nil, false, fmt.Errorf("%w: request %d comes too late to tell whether it was done", errInvalid, id)
+		case old.id == id && old.digest != d:
 			return nil, false, fmt.Errorf("%w: request %d was another one", errInvalid, id)
+		case old.id == id || !old.over():
+			return old, false, nil
 		}
-		return old, true, nil
 	}
-	if id <= a.forgotten {
-		return nil, false, fmt.Errorf("%w: request %d comes too late to tell whether it was done", errInvalid, id)
+	if a.places == nil {
+		a.places = make(map[uint64]*answer)
 	}
-	if len(a.order) >= 2*nodepb.Remembered {
-		return nil, false, fmt.Errorf("%w: %d requests under way", errBusy, len(a.order))
-	}
-	if a.byID == nil {
-		a.byID = make(map[uint64]*answer)
-	}
-	made := &answer{digest: d, done: make(chan struct{})}
-	a.byID[id] = made
-	a.order = append(a.order, id)
-	return made, false, nil
+	made := &answer{id: id, digest: d, done: make(chan struct{})}
+	a.places[place] = made
+	return made, true, nil
 }
 
-// trim forgets the oldest answers that are too many. mu is held.
-func (a *answers) trim() {
-	if len(a.byID) <= nodepb.Remembered && a.bytes <= maxAnswerBytes {
-		return
-	}
-	a.order = slices.DeleteFunc(a.order, func(id uint64) bool {
-		old := a.byID[id]
-		if old.size == 0 || len(a.byID) <= nodepb.Remembered && a.bytes <= maxAnswerBytes {
-			return false
-		}
-		delete(a.byID, id)
-		a.bytes -= old.size
-		a.forgotten = max(a.forgotten, id)
+// over tells whether the request is under way no longer.
+func (a *answer) over() bool {
+	select {
+	case <-a.done:
 		return true
-	})
+	default:
+		return false
+	}
 }

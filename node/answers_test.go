@@ -3,8 +3,8 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"testing"
+	"testing/synctest"
 
 	"google.golang.org/protobuf/proto"
 
@@ -128,56 +128,73 @@ func TestRepeatedWhileUnderWay(t *testing.T) {
 	}
 }
 
-// What is remembered is bounded, by number and by bytes; what was forgotten is
+// An answer is remembered until a larger number takes its place. What was forgotten is
 // refused, not done again.
 func TestAnswersAreBounded(t *testing.T) {
 	var a answers
-	if _, repeated, err := a.find(4*nodepb.Remembered, digest{}); err != nil || repeated { // and stays under way
-		t.Fatal(repeated, err)
-	}
-	answer := func(size int) func() (proto.Message, error) {
-		return func() (proto.Message, error) { return &nodepb.XattrResponse{Value: make([]byte, size)}, nil }
-	}
+	reply := func() (proto.Message, error) { return &nodepb.ReapResponse{Heir: 7}, nil }
+	again := func() (proto.Message, error) { return nil, errors.New("done again") }
 	for id := uint64(1); id <= 3*nodepb.Remembered; id++ {
-		if _, err := a.do(t.Context(), id, digest{}, answer(1)); err != nil {
+		if _, err := a.do(t.Context(), id, digest{}, reply); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if len(a.byID) != nodepb.Remembered || len(a.order) != nodepb.Remembered {
-		t.Errorf("%d answers in %d places are kept", len(a.byID), len(a.order))
+	if len(a.places) != nodepb.Remembered {
+		t.Errorf("%d answers are kept", len(a.places))
 	}
-	if _, repeated, err := a.find(4*nodepb.Remembered, digest{}); err != nil || !repeated {
-		t.Errorf("what is under way was forgotten: %v", err)
-	}
-	again := func() (proto.Message, error) { return nil, fmt.Errorf("done again") }
-	if _, err := a.do(t.Context(), 2*nodepb.Remembered+2, digest{}, again); err != nil {
+	if _, err := a.do(t.Context(), 2*nodepb.Remembered+1, digest{}, again); err != nil {
 		t.Errorf("the oldest that is kept: %v", err)
 	}
-	if _, err := a.do(t.Context(), 2*nodepb.Remembered+1, digest{}, again); !errors.Is(err, errInvalid) {
+	if _, err := a.do(t.Context(), 2*nodepb.Remembered, digest{}, again); !errors.Is(err, errInvalid) {
 		t.Errorf("the newest that is forgotten: %v", err)
 	}
-	for id := uint64(10_000); id < 10_010; id++ {
-		if _, err := a.do(t.Context(), id, digest{}, answer(1<<20)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if a.bytes > maxAnswerBytes || len(a.byID) == 0 {
-		t.Errorf("%d answers of %d bytes are kept", len(a.byID), a.bytes)
+	if _, err := a.do(t.Context(), 3*nodepb.Remembered, digest{1}, again); !errors.Is(err, errInvalid) {
+		t.Errorf("another request of a number: %v", err)
 	}
 }
 
-// Requests that do not end take a bounded number of places, and none is forgotten.
-func TestAnswersUnderWay(t *testing.T) {
+// A long answer is not kept: who repeats the request finds it in the pool.
+func TestLongAnswers(t *testing.T) {
 	var a answers
-	for id := uint64(1); id <= 2*nodepb.Remembered; id++ {
-		if _, repeated, err := a.find(id, digest{}); err != nil || repeated {
-			t.Fatal(id, repeated, err)
+	times := 0
+	long := func() (proto.Message, error) {
+		times++
+		return &nodepb.XattrResponse{Value: make([]byte, maxKeptAnswer)}, nil
+	}
+	for range 2 {
+		m, err := a.do(t.Context(), 1, digest{}, long)
+		if err != nil || len(m.(*nodepb.XattrResponse).GetValue()) != maxKeptAnswer {
+			t.Errorf("got %v, %v", m, err)
 		}
 	}
-	if _, _, err := a.find(1<<20, digest{}); !errors.Is(err, errBusy) {
-		t.Errorf("one more: got %v", err)
+	if times != 2 || a.places[1].reply != nil {
+		t.Errorf("asked %d times, kept %v", times, a.places[1].reply)
 	}
-	if _, repeated, err := a.find(1, digest{}); err != nil || !repeated {
-		t.Errorf("the first: repeated %v, %v", repeated, err)
-	}
+}
+
+// A request waits for the one before it in its place, of which nobody wants to hear any
+// more.
+func TestAnswersUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var a answers
+		finish := make(chan struct{})
+		go func() {
+			_, _ = a.do(t.Context(), 1, digest{}, func() (proto.Message, error) { <-finish; return nil, nil })
+		}()
+		synctest.Wait()
+		began := false
+		done := make(chan error)
+		go func() {
+			_, err := a.do(t.Context(), 1+nodepb.Remembered, digest{}, func() (proto.Message, error) { began = true; return nil, nil })
+			done <- err
+		}()
+		synctest.Wait()
+		if began {
+			t.Error("it did not wait")
+		}
+		close(finish)
+		if err := <-done; err != nil || !began {
+			t.Errorf("began %v, %v", began, err)
+		}
+	})
 }

@@ -26,20 +26,34 @@ func (p *Pool) Expire() {
 }
 
 // No number is given out while the memory node may have forgotten the answer to one
-// that is still repeated.
-func TestRequestsWaitForTheOldest(t *testing.T) {
+// that is still repeated: each place has one call at a time.
+func TestRequestsWaitForAPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r requests
-		var ids []uint64
-		for range nodepb.Remembered {
+		last := uint64(0)
+		begin := func() uint64 {
+			t.Helper()
 			id, err := r.begin(t.Context())
-			if err != nil {
-				t.Fatal(err)
+			if err != nil || id <= last {
+				t.Fatalf("got number %d after %d, %v", id, last, err)
 			}
-			ids = append(ids, id)
+			last = id
+			return id
 		}
-		for _, id := range ids[1:] {
+		for range 3 { // one after the other they need one place
+			id := begin()
 			r.end(id)
+			if id%nodepb.Remembered != 0 {
+				t.Errorf("number %d has another place", id)
+			}
+		}
+		places := map[uint64]uint64{}
+		for range nodepb.Remembered {
+			id := begin()
+			places[id%nodepb.Remembered] = id
+		}
+		if len(places) != nodepb.Remembered {
+			t.Fatalf("%d places", len(places))
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		failed := make(chan error)
@@ -59,14 +73,11 @@ func TestRequestsWaitForTheOldest(t *testing.T) {
 		}
 
 		next := make(chan uint64)
-		go func() {
-			id, _ := r.begin(t.Context())
-			next <- id
-		}()
+		go func() { next <- begin() }()
 		synctest.Wait()
-		r.end(ids[0])
-		if got, want := <-next, ids[len(ids)-1]+1; got != want {
-			t.Fatalf("got number %d, want %d", got, want)
+		r.end(places[77])
+		if got := <-next; got%nodepb.Remembered != 77 {
+			t.Fatalf("got number %d", got)
 		}
 	})
 }

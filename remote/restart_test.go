@@ -41,18 +41,95 @@ func TestKillUnderLoad(t *testing.T) {
 	})
 }
 
-// underLoad creates files, and commits and reads pages, while the memory node is
-// restarted, and compares what is there then with what was acknowledged.
+// A juggler changes names, attributes and slots of its own, so that each change fails if
+// the one before is made twice, or not at all.
+type juggler struct {
+	pool *remote.Pool
+	dir  namespace.Ino
+	file namespace.Inode
+}
+
+// juggle does a round, after which all is as before, but for the other file.
+func (j *juggler) juggle() error {
+	p := j.pool
+	other, err := p.Create(ctx, j.dir, "other", fileInode())
+	if err != nil {
+		return fmt.Errorf("create: %w", err)
+	}
+	if _, err := p.Rename(ctx, j.dir, "file", j.dir, "other", namespace.RenameExchange); err != nil {
+		return fmt.Errorf("exchange: %w", err)
+	}
+	if n, err := p.Lookup(ctx, j.dir, "file"); err != nil || n.Ino != other.Ino {
+		return fmt.Errorf("after an exchange: %+v, %w", n, err)
+	}
+	gone, err := p.Unlink(ctx, j.dir, "file")
+	if err != nil || gone.Ino != other.Ino || gone.Nlink != 0 {
+		return fmt.Errorf("unlink: %+v, %w", gone, err)
+	}
+	if _, err := p.Reap(ctx, gone.Ino); err != nil {
+		return fmt.Errorf("reap: %w", err)
+	}
+	if _, err := p.Rename(ctx, j.dir, "other", j.dir, "file", namespace.RenameNoReplace); err != nil {
+		return fmt.Errorf("rename: %w", err)
+	}
+	if err := p.SetXattr(ctx, j.file.Ino, "user.x", nil, namespace.XattrCreate); err != nil {
+		return fmt.Errorf("set an attribute: %w", err)
+	}
+	if err := p.RemoveXattr(ctx, j.file.Ino, "user.x"); err != nil {
+		return fmt.Errorf("remove an attribute: %w", err)
+	}
+	id := region.ID(j.file.Ino)
+	g, err := p.Grant(ctx, id, 5, 5)
+	if err != nil {
+		return fmt.Errorf("grant: %w", err)
+	}
+	if err := p.Return(ctx, id, g.Runs); err != nil {
+		return fmt.Errorf("return: %w", err)
+	}
+	return nil
+}
+
+func newJuggler(t *testing.T, p *remote.Pool, name string) *juggler {
+	t.Helper()
+	dir := mustCreate(t, p, name, dirInode())
+	f, err := p.Create(ctx, dir.Ino, "file", fileInode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Grant(ctx, region.ID(f.Ino), 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	return &juggler{pool: p, dir: dir.Ino, file: f}
+}
+
+// underLoad creates files, changes names and slots, and commits and reads pages, while
+// the memory node is restarted, and compares what is there then with what was acknowledged.
 func underLoad(t *testing.T, p *remote.Pool, restarts int, restart func()) {
 	f := mustCreate(t, p, "f", fileInode())
 	g, err := p.Grant(ctx, region.ID(f.Ino), 64, 64)
 	if err != nil {
 		t.Fatal(err)
 	}
+	jugglers := []*juggler{newJuggler(t, p, "j0"), newJuggler(t, p, "j1")}
+	before, err := p.Usage(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
 	load, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	var made, commits atomic.Int64
+	var made, commits, rounds atomic.Int64
+	for _, j := range jugglers {
+		wg.Go(func() {
+			for load.Err() == nil {
+				if err := j.juggle(); err != nil {
+					t.Error(err)
+					return
+				}
+				rounds.Add(1)
+			}
+		})
+	}
 	for worker := range 4 {
 		wg.Go(func() {
 			for i := 0; load.Err() == nil; i++ {
@@ -82,9 +159,9 @@ func underLoad(t *testing.T, p *remote.Pool, restarts int, restart func()) {
 		})
 	}
 	for range restarts {
-		files, pages := made.Load(), commits.Load()
+		files, pages, turns := made.Load(), commits.Load(), rounds.Load()
 		restart()
-		for begun := time.Now(); made.Load() < files+20 || commits.Load() < pages+20; time.Sleep(time.Millisecond) {
+		for begun := time.Now(); made.Load() < files+20 || commits.Load() < pages+20 || rounds.Load() < turns+2; time.Sleep(time.Millisecond) {
 			if time.Since(begun) > patience || t.Failed() {
 				t.Fatal("nothing goes on after a restart")
 			}
@@ -96,13 +173,22 @@ func underLoad(t *testing.T, p *remote.Pool, restarts int, restart func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, want := int64(len(entries)), made.Load()+1; got != want {
+	if got, want := int64(len(entries)), made.Load()+3; got != want {
 		t.Errorf("%d names after %d creates", got, want)
+	}
+	after, err := p.Usage(ctx)
+	if err != nil || after.FreeSlots != before.FreeSlots {
+		t.Errorf("%d slots are free, %v, want %d", after.FreeSlots, err, before.FreeSlots)
+	}
+	for _, j := range jugglers {
+		if entries, err := p.ReadDir(ctx, j.dir); err != nil || len(entries) != 1 || entries[0].Ino != j.file.Ino {
+			t.Errorf("got %+v, %v", entries, err)
+		}
 	}
 	if err := p.Check(ctx, func(problem string) { t.Error("check: " + problem) }); err != nil {
 		t.Error(err)
 	}
-	t.Logf("%d files, %d commits", made.Load(), commits.Load())
+	t.Logf("%d files, %d commits, %d rounds", made.Load(), commits.Load(), rounds.Load())
 }
 
 // A child is a memory node in a process of its own.

@@ -75,6 +75,9 @@ func TestRepeatedChanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	likely := &nodepb.RmdirRequest{RequestId: id, Parent: 1, Name: []byte("f")}
+	_, err = c.Rmdir(ctx, likely)
+	wantReason(t, "the same of another method", err, controlpb.Reason_REASON_INVALID)
 	n.stop()
 	n.start()
 	if again, err := c.Unlink(ctx, keep); err != nil || !proto.Equal(first, again) {
@@ -82,6 +85,8 @@ func TestRepeatedChanges(t *testing.T) {
 	}
 	n.stop()
 	n.start()
+	_, err = c.Rmdir(ctx, likely)
+	wantReason(t, "the same of another method after a restart", err, controlpb.Reason_REASON_INVALID)
 	keep.Name = []byte("late")
 	_, err = c.Unlink(ctx, keep)
 	wantReason(t, "another request's number after a restart", err, controlpb.Reason_REASON_INVALID)

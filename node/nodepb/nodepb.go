@@ -37,8 +37,8 @@ const (
 	MaxReturnRuns    = 64 << 10 // in one ReturnRequest
 )
 
-// Remembered is how many answers to requests with an id a node keeps per session:
-// a client has fewer than these under way.
+// Remembered is how many answers to requests with an id a node keeps per session: of
+// each id mod Remembered that of the largest.
 const Remembered = 1024
 
 // NewInode is the message of n.

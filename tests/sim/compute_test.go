@@ -198,7 +198,7 @@ func (t *tenure) step() error {
 		return t.create()
 	}
 	name := names[t.rng.IntN(len(names))]
-	switch k := t.rng.IntN(19); {
+	switch k := t.rng.IntN(21); {
 	case k < 4:
 		return t.commitMany(name)
 	case k < 11:
@@ -213,6 +213,8 @@ func (t *tenure) step() error {
 			t.w.fail("%s: %s: %s is at epoch %d, want %d", t.host.name, t.share.name, name, got, t.now[name])
 		}
 		return err
+	case k < 20:
+		return t.juggle()
 	}
 	t.maintain(time.Duration(1+t.rng.IntN(3)) * time.Second)
 	return nil

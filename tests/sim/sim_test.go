@@ -22,6 +22,7 @@
 //     succeeds, nothing that it sent, or that is sent for it once more, changes a
 //     file, and no generation is granted twice;
 //   - checked: no checksum is wrong;
+//   - once: a change of names or slots whose answer was lost is made once;
 //   - readers see of a file one epoch, whole, and no other until they refresh it or lose
 //     their session: then at least what was acknowledged before, or seen by anybody. What
 //     a node sees never goes back, and what it saw recovery finds, or something later.

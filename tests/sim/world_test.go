@@ -46,6 +46,7 @@ type counts struct {
 	readers, leaves, deaths             atomic.Int64        // sessions of readers; those that ended by an unmount, and without a word
 	looks, fresh, renewals              atomic.Int64        // files that readers looked at, and at a newer epoch; sessions that were lost
 	pins                                atomic.Int64        // that dead readers had, and that expired
+	juggled                             atomic.Int64        // names and slots, as far as the end
 	over                                [paths]atomic.Int64 // sessions, by path
 	pieces, late, unreached             atomic.Int64        // RDMA writes in pieces, after the end of their queue pair, and refused
 }
@@ -75,6 +76,7 @@ func (c *counts) each(fn func(what string, n *atomic.Int64)) {
 	fn("newer epochs that they saw", &c.fresh)
 	fn("sessions that they lost and opened again", &c.renewals)
 	fn("pins that expired", &c.pins)
+	fn("names and slots juggled", &c.juggled)
 	for p := range c.over {
 		fn("sessions over "+path(p).String(), &c.over[p])
 	}

@@ -3,7 +3,7 @@
 //
 // A pool is a directory of the host:
 //
-//	meta.db  names, attributes, extents, checkpoints, shares, leases (go.etcd.io/bbolt)
+//	meta.db  names, attributes, extents, checkpoints, shares, leases, requests (go.etcd.io/bbolt)
 //	data     slots of 4 KiB: a file, on DAX or not, or a link to a device
 //	lock     locked by whoever has the pool open; holds its pid
 //
@@ -27,6 +27,7 @@
 // with a generation of its own. A View is the pool as that session sees it, its Fence
 // the session's way to the bytes. When the lease is over, Fence.End and then EndLease
 // keep everything of the session that is still under way from the next one's share.
+// WithRequest makes a change of a View one that can be asked for again.
 package memnode
 
 import (

@@ -33,7 +33,7 @@ const (
 )
 
 // buckets are those that every pool has. Pools that were made before there were
-// shares get lateBuckets when they are opened for writing.
+// shares, or requests, get lateBuckets when they are opened for writing.
 var (
 	buckets = []string{
 		bucketPool, bucketInodes, bucketDirents, bucketXattrs, bucketRegions,

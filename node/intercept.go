@@ -68,26 +68,30 @@ func (s *Server) call(ctx context.Context, req any, method string, handle grpc.U
 	if t.readOnly() {
 		return nil, errReadOnly
 	}
-	// A change goes on when its caller's connection breaks: the caller comes again
-	// for the answer.
-	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	ctx, cancel := session.bind(ctx)
-	defer cancel()
 	id := c.GetRequestId()
 	d, err := digestOf(method, c)
 	if err != nil {
 		return nil, err
 	}
-	return session.answers.do(ctx, id, d, func() (proto.Message, error) {
+	waiting, cancel := session.bind(ctx)
+	defer cancel()
+	reply, err := session.answers.do(waiting, id, d, func() (proto.Message, error) {
+		// A change goes on when its caller's connection breaks: the caller comes again
+		// for the answer.
+		ctx, cancel := session.bind(context.WithoutCancel(ctx))
+		defer cancel()
 		// The answers are lost with this process. What it did is in the pool.
-		ctx := memnode.WithRequest(ctx, memnode.Request{ID: id, Generation: session.lease.Generation, Digest: d})
+		ctx = memnode.WithRequest(ctx, memnode.Request{ID: id, Generation: session.lease.Generation, Digest: d})
 		reply, err := handle(ctx, req)
 		if err != nil {
 			return nil, session.blame(err)
 		}
 		return reply.(proto.Message), nil
 	})
+	if err != nil {
+		return nil, session.blame(err)
+	}
+	return reply, nil
 }
 
 func (s *Server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {

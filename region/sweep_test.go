@@ -207,7 +207,7 @@ func TestSweepMeetsCommit(t *testing.T) {
 	check(t, im)
 }
 
-// midCommit calls midway once, at the tenth read after a flush.
+// midCommit calls midway once, at the third read after a flush.
 type midCommit struct {
 	*shared
 	midway  func()
@@ -222,7 +222,7 @@ func (m *midCommit) Flush(ctx context.Context) error {
 
 func (m *midCommit) Read(ctx context.Context, p []byte, off int64) error {
 	if m.flushed {
-		if m.reads++; m.reads == 10 {
+		if m.reads++; m.reads == 3 {
 			f := m.midway
 			m.midway, m.flushed = nil, false
 			f()

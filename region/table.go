@@ -3,6 +3,7 @@ package region
 import (
 	"context"
 	"fmt"
+	"slices"
 )
 
 // table is the page table in memory: all inner nodes that were ever touched, and
@@ -21,16 +22,16 @@ type table struct {
 // leaf returns the leaf that maps page, or nil if there is none. mu is held, and
 // released while a node is read.
 func (im *Image) leaf(ctx context.Context, page uint64) (*node, error) {
-	var loaded *node
+	var loaded []*node // the one that is missing, and leaves that follow it
 	for {
 		t := &im.table
 		if page >= capacity(t.height) || t.height == 0 {
 			return nil, nil
 		}
 		n, e, level := t.root, t.stored, t.height-1
-		place := &t.root
+		place, above, i := &t.root, (*node)(nil), 0
 		for n != nil && level > 0 {
-			i := index(page, level)
+			above, i = n, index(page, level)
 			level--
 			place, e = &n.kids[i], n.entries[i]
 			n = n.kids[i]
@@ -41,24 +42,54 @@ func (im *Image) leaf(ctx context.Context, page uint64) (*node, error) {
 			return n, nil
 		case e.Slot == 0:
 			return nil, nil
-		case loaded != nil && loaded.stored == e:
-			*place = loaded
-			loaded.used = true
+		case len(loaded) > 0 && loaded[0].stored == e:
+			*place = loaded[0]
 			if level == 0 {
-				t.leaves++
-				im.evict(loaded)
+				t.leaves += 1 + above.adopt(i+1, loaded[1:])
+				im.evict(loaded[0])
 			}
 			loaded = nil
 			continue
 		}
+		run := []Entry{e}
+		if level == 0 {
+			run = append(run, above.following(i)...)
+		}
 		im.mu.Unlock()
-		next, err := im.readNode(ctx, e, level)
+		nodes, err := im.readNodes(ctx, run, level)
 		im.mu.Lock()
 		if err != nil && im.entryAt(page, level) == e {
 			return nil, err
 		}
-		loaded = next // nil if the slot was used again meanwhile: look again
+		loaded = nodes // none if the slot was used again meanwhile: look again
 	}
+}
+
+// leavesAhead bounds the leaves that are read with another one.
+const leavesAhead = 15
+
+// following returns the places of leaves that are read with leaf i of n: those behind it,
+// on the device too, where somebody comes from the one before it.
+func (n *node) following(i int) []Entry {
+	if n == nil || i == 0 || n.kids[i-1] == nil {
+		return nil
+	}
+	end := i + 1
+	for end < min(fanout, i+1+leavesAhead) && n.kids[end] == nil && n.entries[end].Slot == n.entries[end-1].Slot+1 {
+		end++
+	}
+	return slices.Clone(n.entries[i+1 : end])
+}
+
+// adopt makes leaves the ones from entry i on, where they still are. It returns how many.
+func (n *node) adopt(i int, leaves []*node) (adopted int) {
+	for j, leaf := range leaves {
+		if n.kids[i+j] == nil && n.entries[i+j] == leaf.stored {
+			n.kids[i+j] = leaf
+			adopted++
+		}
+	}
+	return adopted
 }
 
 // entryAt is where the node of level on page's path is stored, if it is not loaded.
@@ -78,21 +109,51 @@ func (im *Image) entryAt(page uint64, level uint32) Entry {
 	return e
 }
 
-// readNode reads and verifies a node. mu is not held.
-func (im *Image) readNode(ctx context.Context, e Entry, level uint32) (*node, error) {
-	n := newNode(level)
-	n.stored = e
-	if err := readEntries(ctx, im.dev, im.id, e, &n.entries); err != nil {
+// readNodes reads and verifies a node, and those of run behind it in adjacent slots, up to
+// the first that is not right. mu is not held.
+func (im *Image) readNodes(ctx context.Context, run []Entry, level uint32) ([]*node, error) {
+	b := make([]byte, len(run)*PageSize)
+	err := readTable(ctx, im.dev, im.id, run[0], b)
+	if err != nil && len(run) > 1 { // one of the others may be gone
+		run, b = run[:1], b[:PageSize]
+		err = readTable(ctx, im.dev, im.id, run[0], b)
+	}
+	if err != nil {
 		return nil, err
 	}
-	return n, nil
+	nodes := make([]*node, 0, len(run))
+	for i, e := range run {
+		n := newNode(level)
+		n.stored, n.used = e, true
+		if err = verifyEntries(im.id, e, &n.entries, b[i*PageSize:(i+1)*PageSize]); err != nil {
+			break
+		}
+		nodes = append(nodes, n)
+	}
+	if len(nodes) == 0 {
+		return nil, err
+	}
+	return nodes, nil
 }
 
 func readEntries(ctx context.Context, dev Device, id ID, e Entry, entries *[fanout]Entry) error {
 	b := make([]byte, PageSize)
+	if err := readTable(ctx, dev, id, e, b); err != nil {
+		return err
+	}
+	return verifyEntries(id, e, entries, b)
+}
+
+// readTable fills b with the bytes of nodes from the one at e on.
+func readTable(ctx context.Context, dev Device, id ID, e Entry, b []byte) error {
 	if err := dev.Read(ctx, b, e.Slot.Offset()); err != nil {
 		return fmt.Errorf("region %d: read table node: %w", id, err)
 	}
+	return nil
+}
+
+// verifyEntries decodes the bytes of the node at e.
+func verifyEntries(id ID, e Entry, entries *[fanout]Entry, b []byte) error {
 	if Checksum(b) != e.CRC || !decodeEntries(entries, b) {
 		return &CorruptError{Region: id, Off: e.Slot.Offset(), Page: NoPage, What: "table node"}
 	}

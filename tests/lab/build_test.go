@@ -21,38 +21,39 @@ func (l *lab) build(ctx context.Context) (map[string]string, error) {
 	if err := l.linkRDMA(); err != nil {
 		return nil, err
 	}
-	rdma := append(os.Environ(), "CGO_ENABLED=1", "CGO_CFLAGS=-O2 -isystem "+filepath.Join(l.sdk, "include"),
+	small := "GOFLAGS=" + os.Getenv("GOFLAGS") + " '-ldflags=-s -w'" // without what debuggers need
+	rdma := append(os.Environ(), "CGO_ENABLED=1", small, "CGO_CFLAGS=-O2 -isystem "+filepath.Join(l.sdk, "include"),
 		"CGO_LDFLAGS="+strings.Join(l.rdmaFlags(), " "))
-	static := append(os.Environ(), "CGO_ENABLED=0")
+	static := append(os.Environ(), "CGO_ENABLED=0", small)
 	files := map[string]string{}
+	const flush = "-tags=rdma,rdmaflush"
 	for _, b := range []struct {
-		name string // in the guest
-		env  []string
-		argv []string // OUT stands for the file to be made
+		env   []string
+		argv  []string // DIR stands for where the files go
+		names []string // of the files, in the guest
 	}{
-		{"init", static, []string{"go", "build", "-ldflags=-s -w", "-o", "OUT", "./tests/lab/guest"}},
-		{"lab/rpmemfs", rdma, []string{"go", "build", "-tags", "rdma,rdmaflush", "-ldflags=-s -w", "-o", "OUT", "./cmd/rpmemfs"}},
-		{"lab/rpmemctl", rdma, []string{"go", "build", "-tags", "rdma,rdmaflush", "-ldflags=-s -w", "-o", "OUT", "./cmd/rpmemctl"}},
-		{"lab/rpmemfs-noflush", rdma, []string{"go", "build", "-tags", "rdma", "-ldflags=-s -w", "-o", "OUT", "./cmd/rpmemfs"}},
-		{"lab/commit", rdma, []string{"go", "build", "-tags", "rdma,rdmaflush", "-ldflags=-s -w", "-o", "OUT", "./tests/lab/commit"}},
-		{"lab/verbs.test", rdma, []string{"go", "test", "-c", "-tags", "rdma,rdmaflush", "-ldflags=-s -w", "-o", "OUT", "./rdmacache/verbs"}},
-		{"lab/bank", nil, []string{"gcc", "-std=c11", "-O2", "-static", "-o", "OUT", "examples/bank/bank.c"}},
-		{"lab/epochs", nil, []string{"gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-static", "-o", "OUT", "tests/lab/c/epochs.c"}},
-		{"lab/tsc", nil, []string{"gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-o", "OUT", "tests/lab/c/tsc.c"}},
-		{"lab/flush", nil, append([]string{"gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-o", "OUT", "tests/lab/c/flush.c"}, l.rdmaFlags("-libverbs", "-lrdmacm")...)},
+		{static, []string{"go", "build", "-o", "DIR/init", "./tests/lab/guest"}, []string{"init"}},
+		{rdma, []string{"go", "build", flush, "-o", "DIR/", "./cmd/rpmemfs", "./cmd/rpmemctl", "./tests/lab/commit"},
+			[]string{"lab/rpmemfs", "lab/rpmemctl", "lab/commit"}},
+		{rdma, []string{"go", "build", "-tags=rdma", "-o", "DIR/rpmemfs-noflush", "./cmd/rpmemfs"}, []string{"lab/rpmemfs-noflush"}},
+		{rdma, []string{"go", "test", "-c", flush, "-o", "DIR/verbs.test", "./rdmacache/verbs"}, []string{"lab/verbs.test"}},
+		{nil, []string{"gcc", "-std=c11", "-O2", "-static", "-o", "DIR/bank", "examples/bank/bank.c"}, []string{"lab/bank"}},
+		{nil, []string{"gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-static", "-o", "DIR/epochs", "tests/lab/c/epochs.c"}, []string{"lab/epochs"}},
+		{nil, []string{"gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-o", "DIR/tsc", "tests/lab/c/tsc.c"}, []string{"lab/tsc"}},
+		{nil, append([]string{"gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-o", "DIR/flush", "tests/lab/c/flush.c"}, l.rdmaFlags("-libverbs", "-lrdmacm")...),
+			[]string{"lab/flush"}},
 	} {
-		out := filepath.Join(l.dir, filepath.Base(b.name))
-		for i := range b.argv {
-			if b.argv[i] == "OUT" {
-				b.argv[i] = out
-			}
+		for i, arg := range b.argv {
+			b.argv[i] = strings.Replace(arg, "DIR", l.dir, 1)
 		}
 		cmd := exec.CommandContext(ctx, b.argv[0], b.argv[1:]...)
 		cmd.Dir, cmd.Env = module, b.env
 		if text, err := cmd.CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("%s: %w:\n%s", strings.Join(b.argv, " "), err, text)
 		}
-		files[b.name] = out
+		for _, name := range b.names {
+			files[name] = filepath.Join(l.dir, filepath.Base(name))
+		}
 	}
 	ticks, err := exec.CommandContext(ctx, files["lab/tsc"]).Output()
 	if err == nil {

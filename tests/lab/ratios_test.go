@@ -20,20 +20,21 @@ func TestRatios(t *testing.T) {
 	machines := s.bootAll(s.memoryNode(), s.computeNode(2))
 	m, c := machines[0], machines[1]
 	const poolSize = 128 << 20 // of an NVDIMM twice as large
+	const streamed = 8         // epochs
 	s.formatDisk(m)
 	s.mountDisk(m)
 	serve := s.serving(m, "--device", "/dev/dax0.0", "--size", fmt.Sprint(poolSize), "/pool/p")
 	baseline := s.start(m, "flush", "serve", "/dev/dax0.0", fmt.Sprint(poolSize))
 	s.match(baseline, "^serving")
 
-	const page, large, epochs, pages = 1, 256, 100, 300
+	const page, large, epochs, pages = 1, 256, 50, 150
 	spent := map[string]float64{} // microseconds of the memory node's process for a page
 	for _, by := range []string{"tcp", scheme} {
 		mount := s.mountedBy(c, "rpmemfs", by, "--metrics", "127.0.0.1:9470")
 		s.epoch(c, large, 2) // warm
 		begin := s.processorTime(m)
-		s.epoch(c, large, 16)
-		spent[by] = (s.processorTime(m) - begin) / (16 * large) * 1e6
+		s.epoch(c, large, streamed)
+		spent[by] = (s.processorTime(m) - begin) / (streamed * large) * 1e6
 		if by != scheme {
 			s.stop(mount, syscall.SIGTERM, 0)
 		}

@@ -133,8 +133,8 @@ crash: install-deps ## many power cuts and kills; CUTS, ROUNDS and SEED replay o
 	$(GO) test -timeout 120m -run 'Kill|SQLite|LMDB|Bolt|Damaged|Memcached|Threads' ./tests \
 		-rounds $(ROUNDS) -seed $(SEED)
 	$(GO) test -timeout 120m -run Exact ./tests -rounds $(EXACT) -seed $(SEED)
-	$(GO) test -timeout 120m ./tests/sim -schedules 20000 -seed $(SEED)
-	$(GO) test -timeout 120m ./tests/sim -run Schedules -apart -schedules 1000 -seed $(SEED)
+	$(GO) test -timeout 120m ./tests/sim -run Together -schedules 20000 -seed $(SEED)
+	$(GO) test -timeout 120m ./tests/sim -run Schedules -schedules 3000 -seed $(SEED)
 
 .PHONY: bench
 bench: ## compare with go-fuse's loopback file system and others; prints one table

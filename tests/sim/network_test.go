@@ -32,6 +32,7 @@ type network struct {
 	plugged   map[string]*host   // those with a device, by name
 	nodeNIC   *model.Host        // of the life of the memory node that runs
 
+	slow atomic.Bool // devices hold writes back
 	calm atomic.Bool // set once, when the last fault is over
 
 	// Immutable once there are hosts:

@@ -69,7 +69,7 @@ func apart(dir string, seed uint64) (*outcome, error) {
 // TestAlone plays one schedule for apart, which reads descriptor 3.
 func TestAlone(t *testing.T) {
 	if !*alone {
-		t.Skip("for -apart")
+		t.Skip("for TestSchedules")
 	}
 	cryptotest.SetGlobalRandom(t, *seed)
 	synctest.Test(t, func(t *testing.T) {

@@ -55,7 +55,7 @@ func newFabric(rng *rand.Rand, n *network, lease time.Duration) *model.Fabric {
 // is too long the queue pair is given up, and another one used, with this one's writes still
 // on their way. That is a fault: three of them in a row cost the session its lease.
 func (n *network) deviceDelay(op verbs.Op, lease time.Duration) time.Duration {
-	if op == verbs.OpWrite && !n.calm.Load() && n.intN(400) == 0 {
+	if op == verbs.OpWrite && n.slow.Load() && n.intN(400) == 0 {
 		return time.Duration(n.intN(int(lease)))
 	}
 	return n.delay() / 4

@@ -293,6 +293,7 @@ func (r *reader) die() {
 // have run out nothing is kept for them any more.
 func (w *world) readersLeave(rng *rand.Rand, kind string) {
 	w.machine.gate.cut.Store(-1)
+	w.net.slow.Store(false)
 	time.Sleep(2 * w.lease) // a power cut that has begun is over, and so are the leases of the dead
 	w.net.calm.Store(true)
 	if w.failed() {

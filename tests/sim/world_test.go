@@ -191,6 +191,7 @@ func run(dir string, seed uint64, counts *counts) (failures, trace []string) {
 	w := newWorld(seed, counts)
 	w.lease = time.Duration(1000+rng.IntN(1500)) * time.Millisecond
 	w.equip(seed, pathOf(seed))
+	w.net.slow.Store(true)
 	for i := range 1 + rng.IntN(2) {
 		w.shares = append(w.shares, newShare(fmt.Sprintf("s%d", i)))
 	}

@@ -1,0 +1,6 @@
+//go:build !race
+
+package sim
+
+// raceEnabled says that this is built with the race detector, which has threads of its own.
+const raceEnabled = false

@@ -98,10 +98,12 @@ func (c *console) String() string {
 func Start(ctx context.Context, cfg Config) (*Machine, error) {
 	socket := filepath.Join(cfg.Dir, cfg.Name+".port")
 	_ = os.Remove(socket) // of a machine before
-	listener, err := net.Listen("unix", socket)
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		return nil, err
 	}
+	// It is closed when the machine has ended, and the next one of its name may be there by then.
+	listener.SetUnlinkOnClose(false)
 	m := &Machine{Name: cfg.Name, exited: make(chan struct{}), processes: map[int]*Process{}}
 	m.cmd = cfg.QEMU.command(arguments(cfg, socket)...)
 	m.cmd.Stdout, m.cmd.Stderr = &m.console, &m.console

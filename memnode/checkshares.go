@@ -122,9 +122,10 @@ func (c *checker) checkLeases() error {
 	return err
 }
 
-// checkRequests makes sure that each request is one of who has the lease, in its place.
+// checkRequests makes sure that each request is one of who has the lease, in its place,
+// and that each long answer is one of those.
 func (c *checker) checkRequests() error {
-	return c.scan(bucketRequests, 16, false, func(key, body []byte) error {
+	err := c.scan(bucketRequests, 16, false, func(key, body []byte) error {
 		rec, err := decodeRequest(body)
 		if err != nil {
 			return err
@@ -137,5 +138,20 @@ func (c *checker) checkRequests() error {
 			c.say("request %d of share %d has generation %d, its lease %d", rec.ID, share, rec.Generation, c.leases[share])
 		}
 		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return c.scan(bucketAnswers, 16, false, func(key, body []byte) error {
+		rec, err := decodeRequest(body)
+		if err != nil {
+			return err
+		}
+		share := namespace.Ino(binary.BigEndian.Uint64(key))
+		of, err := c.request(bucketRequests, rec.key(share))
+		if err == nil && (!bytes.Equal(key, rec.longKey(share)) || of.Request != rec.Request || of.kind != answerLong) {
+			c.say("answer %d of share %d, to request %d: no such request", binary.BigEndian.Uint64(key[8:]), share, rec.ID)
+		}
+		return nil // a damaged request was told of
 	})
 }

@@ -377,6 +377,19 @@ func TestCheckFindsDamage(t *testing.T) {
 			l, r := Lease{Generation: 1, Timeout: 1}, requestRecord{Request: Request{ID: 5, Generation: 1}}
 			return errors.Join(t.put(bucketLeases, key1(1), l.encode()), t.put(bucketRequests, key2(1, 6), r.encode()))
 		},
+		"answer to nothing": func(t txn, f, d namespace.Inode) error {
+			l, r := Lease{Generation: 1, Timeout: 1}, requestRecord{Request: Request{ID: 5, Generation: 1}}
+			return errors.Join(t.put(bucketLeases, key1(1), l.encode()), t.put(bucketRequests, key2(1, 5), r.encode()),
+				t.put(bucketAnswers, key2(1, 5), r.encode()))
+		},
+		"answer astray": func(t txn, f, d namespace.Inode) error {
+			l, r := Lease{Generation: 1, Timeout: 1}, requestRecord{Request: Request{ID: 5, Generation: 1}, kind: answerLong}
+			return errors.Join(t.put(bucketLeases, key1(1), l.encode()), t.put(bucketRequests, key2(1, 5), r.encode()),
+				t.put(bucketAnswers, key2(1, 6), r.encode()))
+		},
+		"damaged answer": func(t txn, f, d namespace.Inode) error {
+			return t.put(bucketAnswers, key2(1, 5), newBody(5))
+		},
 		"damaged request": func(t txn, f, d namespace.Inode) error {
 			return t.put(bucketRequests, key2(1, 5), newBody(5))
 		},

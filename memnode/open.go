@@ -283,7 +283,7 @@ func (p *Pool) begin(t txn, keepLeases bool) (leases int, err error) {
 	}
 	all, err := t.leases()
 	if err == nil && !keepLeases {
-		err = cmp.Or(t.deleteAll(bucketLeases, nil), t.deleteAll(bucketRequests, nil))
+		err = cmp.Or(t.deleteAll(bucketLeases, nil), t.deleteAll(bucketRequests, nil), t.deleteAll(bucketAnswers, nil))
 	}
 	return len(all), err
 }

@@ -11,11 +11,11 @@ import (
 
 // What a requestRecord says of the answer.
 const (
-	answerNone      = iota // there was nothing to say
-	answerInode            // an inode
-	answerHeir             // of Reap
-	answerGrant            // of Grant
-	answerForgotten        // it was too long to be kept
+	answerNone  = iota // there was nothing to say
+	answerInode        // an inode
+	answerHeir         // of Reap
+	answerGrant        // of Grant
+	answerLong         // it is in the bucket answers, or forgotten
 )
 
 // A requestRecord says that a request was done, and what it returned.
@@ -38,8 +38,6 @@ type requestRecord struct {
 	inode namespace.Inode // numbers as in the pool
 	heir  namespace.Ino
 	grant region.Grant
-
-	size int // of the body, where forgetLong needs it
 }
 
 const requestSize = 40
@@ -67,11 +65,6 @@ func (rec *requestRecord) encode() []byte {
 	return b
 }
 
-// forgotten is the body without the answer.
-func (rec *requestRecord) forgotten() []byte {
-	return (&requestRecord{Request: rec.Request, kind: answerForgotten}).encode()
-}
-
 func decodeRequest(b []byte) (requestRecord, error) {
 	if len(b) < requestSize {
 		return requestRecord{}, fmt.Errorf("value of %d bytes, want at least %d", len(b), requestSize)
@@ -95,7 +88,7 @@ func decodeRequest(b []byte) (requestRecord, error) {
 
 func (rec *requestRecord) decodeAnswer(b []byte) (err error) {
 	bad := fmt.Errorf("%d bytes", len(b))
-	if rec.kind == answerNone || rec.kind == answerForgotten {
+	if rec.kind == answerNone || rec.kind == answerLong {
 		if len(b) != 0 {
 			return bad
 		}

@@ -1,10 +1,9 @@
 package memnode
 
 import (
-	"cmp"
+	"bytes"
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/region"
@@ -26,10 +25,11 @@ import (
 // Remembered is how many requests of a session are recorded.
 const Remembered = 1024
 
-// Answers may be long: those of Grant, where free slots are scattered. Of one share so
-// many bytes are kept of records that are longer than longRecord.
+// Answers may be long: those of Grant, where free slots are scattered. A record that would
+// be longer than longRecord has its answer in a bucket of its own: next to others it would
+// be written again with each of them. Of one share so many bytes of those are kept.
 const (
-	longRecord  = 8 << 10
+	longRecord  = 2 << 10
 	maxLongSize = 4 << 20
 )
 
@@ -58,6 +58,9 @@ func requestOf(ctx context.Context) Request {
 // key is the request's place among those of a share.
 func (r *Request) key(share namespace.Ino) []byte { return key2(uint64(share), r.ID%Remembered) }
 
+// longKey is where a long answer to the request is, after those to older ones of the share.
+func (r *Request) longKey(share namespace.Ino) []byte { return key2(uint64(share), r.ID) }
+
 // A result is where a change puts what it returns; nil: it does not return that. An inode
 // without a number is none.
 type result struct {
@@ -71,27 +74,43 @@ func (t txn) repeated(r Request, out result) (bool, error) {
 	if r.ID == 0 {
 		return false, nil
 	}
-	key := r.key(t.share)
-	body, err := t.get(bucketRequests, key)
-	if err != nil || body == nil {
-		return false, err
-	}
-	rec, err := decodeRequest(body)
-	if err != nil {
-		return false, corruptValue(bucketRequests, key, err.Error())
-	}
+	bucket, key := bucketRequests, r.key(t.share)
+	rec, err := t.request(bucket, key)
 	switch {
-	case rec.Generation != r.Generation || rec.ID < r.ID:
+	case err != nil:
+		return false, err
+	case rec.Generation != r.Generation || rec.ID < r.ID: // or there is none
 		return false, nil
-	case rec.ID > r.ID || rec.kind == answerForgotten:
+	case rec.ID > r.ID:
 		return false, fmt.Errorf("%w: request %d comes too late to tell what came of it", ErrRequest, r.ID)
 	case rec.Digest != r.Digest:
 		return false, fmt.Errorf("%w: request %d was another one", ErrRequest, r.ID)
+	case rec.kind == answerLong:
+		bucket, key = bucketAnswers, r.longKey(t.share)
+		if rec, err = t.request(bucket, key); err != nil {
+			return false, err
+		}
+		if rec.ID == 0 {
+			return false, fmt.Errorf("%w: the answer to request %d was too long to be kept", ErrRequest, r.ID)
+		}
 	}
-	if !rec.fill(t, out) {
-		return false, corruptValue(bucketRequests, key, fmt.Sprintf("an answer of kind %d", rec.kind))
+	if rec.Request != r || !rec.fill(t, out) {
+		return false, corruptValue(bucket, key, fmt.Sprintf("request %d with an answer of kind %d", rec.ID, rec.kind))
 	}
 	return true, nil
+}
+
+// request returns the zero record if there is none.
+func (t txn) request(bucket string, key []byte) (requestRecord, error) {
+	body, err := t.get(bucket, key)
+	if err != nil || body == nil {
+		return requestRecord{}, err
+	}
+	rec, err := decodeRequest(body)
+	if err != nil {
+		return requestRecord{}, corruptValue(bucket, key, err.Error())
+	}
+	return rec, nil
 }
 
 // fill puts the answer into out, if it is of a kind that belongs there.
@@ -123,52 +142,55 @@ func (t txn) remember(r Request, out result) error {
 	case out.grant != nil:
 		rec.kind, rec.grant = answerGrant, *out.grant
 	}
-	body := rec.encode()
-	if len(body) > longRecord {
-		if len(body) > maxLongSize {
-			body = rec.forgotten()
-		} else if err := t.forgetLong(maxLongSize - len(body)); err != nil {
-			return err
-		}
-	}
-	return t.put(bucketRequests, r.key(t.share), body)
-}
-
-// forgetLong forgets the oldest long answers of the share, until all have at most size
-// bytes.
-func (t txn) forgetLong(size int) error {
-	var long []requestRecord
-	total := 0
-	err := t.each(bucketRequests, key1(uint64(t.share)), func(key, body []byte) error {
-		if len(body) <= longRecord {
-			return nil
-		}
-		rec, err := decodeRequest(body)
-		if err != nil {
-			return corruptValue(bucketRequests, key, err.Error())
-		}
-		rec.size = len(body)
-		long = append(long, rec)
-		total += len(body)
-		return nil
-	})
+	key := r.key(t.share)
+	old, err := t.request(bucketRequests, key)
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(long, func(a, b requestRecord) int { return cmp.Compare(a.ID, b.ID) })
-	for _, rec := range long {
-		if total <= size {
-			break
-		}
-		total -= rec.size
-		if err := t.put(bucketRequests, rec.key(t.share), rec.forgotten()); err != nil {
+	if old.kind == answerLong {
+		if err := t.delete(bucketAnswers, old.longKey(t.share)); err != nil {
 			return err
 		}
 	}
-	return nil
+	body := rec.encode()
+	if len(body) > longRecord {
+		if err := t.keepLong(r, body); err != nil {
+			return err
+		}
+		body = (&requestRecord{Request: r, kind: answerLong}).encode()
+	}
+	return t.put(bucketRequests, key, body)
+}
+
+// keepLong keeps a long answer, and forgets the oldest ones of the share that are too much
+// then.
+func (t txn) keepLong(r Request, body []byte) error {
+	if len(body) > maxLongSize {
+		return nil
+	}
+	b, err := t.bucket(bucketAnswers)
+	if err != nil {
+		return err
+	}
+	var oldest [][]byte
+	prefix, total := key1(uint64(t.share)), len(body)
+	c := b.Cursor()
+	for k, v := c.Seek(prefix); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
+		oldest, total = append(oldest, bytes.Clone(k)), total+len(v)
+	}
+	for ; total > maxLongSize && len(oldest) > 0; oldest = oldest[1:] {
+		total -= len(b.Get(oldest[0]))
+		if err := t.delete(bucketAnswers, oldest[0]); err != nil {
+			return err
+		}
+	}
+	return t.put(bucketAnswers, r.longKey(t.share), body)
 }
 
 // forgetRequests forgets what the session that has, or had, a share asked for.
 func (t txn) forgetRequests(share namespace.Ino) error {
-	return t.deleteAll(bucketRequests, key1(uint64(share)))
+	if err := t.deleteAll(bucketRequests, key1(uint64(share))); err != nil {
+		return err
+	}
+	return t.deleteAll(bucketAnswers, key1(uint64(share)))
 }

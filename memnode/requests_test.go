@@ -24,9 +24,14 @@ type cutMeta struct {
 	power  *media.Crashable
 	armed  bool
 	commit bool
+	watch  func(txn) // nil, or called at the beginning of each update
 }
 
 func (m *cutMeta) update(fn func(txn) error) error {
+	if watch := m.watch; watch != nil {
+		change := fn
+		fn = func(t txn) error { watch(t); return change(t) }
+	}
 	if !m.armed {
 		return m.boltMeta.update(fn)
 	}
@@ -254,11 +259,15 @@ func newSharer(t *testing.T) *requester {
 func (r *requester) recorded() (ids []uint64, bytes int) {
 	r.Helper()
 	err := r.pool.meta.view(func(t txn) error {
-		return t.each(bucketRequests, nil, func(_, body []byte) error {
+		long := t.each(bucketAnswers, nil, func(_, body []byte) error {
+			bytes += len(body)
+			return nil
+		})
+		return errors.Join(long, t.each(bucketRequests, nil, func(_, body []byte) error {
 			rec, err := decodeRequest(body)
 			ids, bytes = append(ids, rec.ID), bytes+len(body)
 			return err
-		})
+		}))
 	})
 	if err != nil {
 		r.Fatal(err)
@@ -381,54 +390,6 @@ func TestRequestsAreBounded(t *testing.T) {
 	wantSound(t, r.pool)
 }
 
-// Long answers take a bounded space. The newest are known, the oldest refused.
-func TestLongRequestsAreBounded(t *testing.T) {
-	r := newSharer(t)
-	runs := make([]region.Run, maxLongSize/16/4)
-	for i := range runs {
-		runs[i] = region.Run{Start: region.Slot(2*i + 1), N: 1}
-	}
-	remember := func(id uint64, runs []region.Run) {
-		t.Helper()
-		g := region.Grant{Super: 1, Runs: runs}
-		err := r.meta.update(func(t txn) error {
-			return t.of(r.lease.Share).remember(requestOf(r.request(id)), result{grant: &g})
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	var g region.Grant
-	repeat := func(id uint64) (done bool, err error) {
-		err = r.meta.view(func(t txn) error {
-			done, err = t.of(r.lease.Share).repeated(requestOf(r.request(id)), result{grant: &g})
-			return err
-		})
-		return done, err
-	}
-	remember(1, runs[:1])
-	for id := uint64(2); id < 20; id++ {
-		remember(id, runs)
-	}
-	if ids, bytes := r.recorded(); len(ids) != 19 || bytes > maxLongSize+19*100 || bytes < maxLongSize/2 {
-		t.Errorf("%d requests are recorded in %d bytes", len(ids), bytes)
-	}
-	for _, id := range []uint64{1, 18, 19} {
-		if done, err := repeat(id); !done || err != nil || len(g.Runs) != map[uint64]int{1: 1}[id]+map[bool]int{true: len(runs)}[id > 1] {
-			t.Errorf("request %d: %v, %v, %d runs", id, done, err, len(g.Runs))
-		}
-	}
-	_, err := repeat(2)
-	wantErr(t, "a long one that is forgotten", err, ErrRequest)
-	remember(20, make4(runs))
-	_, err = repeat(20)
-	wantErr(t, "one that is too long", err, ErrRequest)
-	wantSound(t, r.pool)
-}
-
-// make4 is four times as many runs.
-func make4(runs []region.Run) []region.Run { return slices.Concat(runs, runs, runs, runs) }
-
 // The requests of a session are forgotten with its lease, however that ends.
 func TestRequestsEndWithTheLease(t *testing.T) {
 	r := newSharer(t)
@@ -487,7 +448,9 @@ func TestRequestsEndWithTheLease(t *testing.T) {
 func TestRequestsInAnOldPool(t *testing.T) {
 	dir := newPoolDir(t)
 	p := openPool(t, dir)
-	err := p.meta.(*boltMeta).db.Update(func(tx *bolt.Tx) error { return tx.DeleteBucket([]byte(bucketRequests)) })
+	err := p.meta.(*boltMeta).db.Update(func(tx *bolt.Tx) error {
+		return errors.Join(tx.DeleteBucket([]byte(bucketRequests)), tx.DeleteBucket([]byte(bucketAnswers)))
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,6 +30,7 @@ const (
 	bucketLeases      = "leases"      // ino → Lease
 	bucketNames       = "names"       // ino → namesRecord
 	bucketRequests    = "requests"    // ino, place → requestRecord
+	bucketAnswers     = "answers"     // ino, request → requestRecord
 )
 
 // buckets are those that every pool has. Pools that were made before there were
@@ -39,7 +40,7 @@ var (
 		bucketPool, bucketInodes, bucketDirents, bucketXattrs, bucketRegions,
 		bucketExtents, bucketFamilies, bucketCheckpoints, bucketOrphans,
 	}
-	lateBuckets = []string{bucketShares, bucketLeases, bucketNames, bucketRequests}
+	lateBuckets = []string{bucketShares, bucketLeases, bucketNames, bucketRequests, bucketAnswers}
 )
 
 // sealValue appends to a value's body the CRC-32C of bucket, key and body.

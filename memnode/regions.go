@@ -159,6 +159,7 @@ func (d *directory) Clone(ctx context.Context, src region.ID, parent namespace.I
 		d.pool.untake(runs, err)
 		return namespace.Inode{}, err
 	}
+	rest := runs // as in Grant
 	err = d.resize(ctx, out, func(t txn) (granted, _ []region.Run, err error) {
 		if _, err := d.checkClone(t, src, parent, name); err != nil {
 			return nil, nil, err
@@ -177,12 +178,14 @@ func (d *directory) Clone(ctx context.Context, src region.ID, parent namespace.I
 		if err := t.charge(n.Share, 0, slotsOf(runs)); err != nil {
 			return nil, nil, err
 		}
+		rest = nil
 		return runs, nil, t.addExtents(seed.ID, runs)
 	})
 	if err != nil {
 		d.pool.untake(runs, err)
 		return namespace.Inode{}, err
 	}
+	d.pool.untake(rest, nil)
 	return made, nil
 }
 

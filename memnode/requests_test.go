@@ -352,6 +352,44 @@ func TestRequestsReturnOnce(t *testing.T) {
 	}
 }
 
+// A request that was done by another call since it was looked for takes no slots.
+func TestRequestsDoneMeanwhile(t *testing.T) {
+	r := newSharer(t)
+	f, err := r.view.Create(t.Context(), namespace.Root, "f", fileInode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := region.ID(f.Ino)
+	want := region.Grant{Super: 7, Runs: []region.Run{{Start: 9, N: 4}}}
+	for _, c := range []struct {
+		name string
+		was  result
+		do   func(ctx context.Context) (any, error)
+		want any
+	}{
+		{"grant", result{grant: &want}, func(ctx context.Context) (any, error) { return r.view.Grant(ctx, id, 4, 4) }, want},
+		{"clone", result{inode: &f}, func(ctx context.Context) (any, error) {
+			return r.view.Clone(ctx, id, namespace.Root, "c", fileInode(), region.Seed{})
+		}, f},
+	} {
+		ctx, free := r.request(1), r.pool.free.slots
+		r.meta.watch = func(tx txn) {
+			if err := tx.of(r.lease.Share).remember(requestOf(ctx), c.was); err != nil {
+				t.Error(err)
+			}
+		}
+		got, err := c.do(ctx)
+		r.meta.watch = nil
+		if fmt.Sprint(got) != fmt.Sprint(c.want) || err != nil {
+			t.Errorf("%s: got %v, %v, want %v", c.name, got, err, c.want)
+		}
+		if r.pool.free.slots != free {
+			t.Errorf("%s: %d slots are free, want %d", c.name, r.pool.free.slots, free)
+		}
+	}
+	wantSound(t, r.pool)
+}
+
 // Of a session Remembered requests are known; an older one is refused, not made again.
 // None counts as a name of the share.
 func TestRequestsAreBounded(t *testing.T) {
@@ -431,6 +469,7 @@ func TestRequestsEndWithTheLease(t *testing.T) {
 		t.Errorf("after a grant %v are recorded, want 7", ids)
 	}
 	wantSound(t, r.pool)
+	r.remember(9, scattered(longRecord))
 	p, err := assemble(r.meta.boltMeta, r.meta.power, Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -438,8 +477,8 @@ func TestRequestsEndWithTheLease(t *testing.T) {
 	if r.pool = p; p.Generation() == 0 {
 		t.Error("not opened")
 	}
-	if ids, _ := r.recorded(); len(ids) != 0 {
-		t.Errorf("without a memory node %v are recorded", ids)
+	if ids, bytes := r.recorded(); len(ids) != 0 || bytes != 0 {
+		t.Errorf("without a memory node %v are recorded, in %d bytes", ids, bytes)
 	}
 }
 

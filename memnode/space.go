@@ -67,7 +67,7 @@ func (d *directory) Grant(ctx context.Context, id region.ID, need, want uint64) 
 			return region.Grant{}, err
 		}
 	}
-	var rest []region.Run
+	rest := runs // all, if the request turns out to be done by now
 	err = d.resize(ctx, out, func(t txn) (granted, _ []region.Run, err error) {
 		n, err := t.regular(id)
 		if err != nil {

@@ -73,7 +73,10 @@ func (v *Volume) saveCheckpoint(ctx context.Context, f *file, name string) (regi
 		return cp, err
 	}
 	if err := v.cfg.Pool.SaveCheckpoint(ctx, region.ID(f.ino), cp); err != nil {
-		v.dropFromImage(f, name)
+		// It may be saved all the same, where the directory was poisoned.
+		if loc, lerr := v.cfg.Pool.Locate(ctx, region.ID(f.ino)); lerr == nil && !slices.Contains(loc.Checkpoints, cp) {
+			v.dropFromImage(f, name)
+		}
 		return cp, err
 	}
 	return cp, nil
@@ -92,12 +95,13 @@ func (v *Volume) DropCheckpoint(ctx context.Context, ino namespace.Ino, name str
 	defer v.release(f)
 	f.treesMu.Lock()
 	defer f.treesMu.Unlock()
-	if err := v.cfg.Pool.DropCheckpoint(ctx, region.ID(ino), name); err != nil {
-		return err
+	err = v.cfg.Pool.DropCheckpoint(ctx, region.ID(ino), name)
+	// In this order: the directory must not name a tree whose slots are free. The image
+	// may have one of which saveCheckpoint could not tell whether it was saved.
+	if err == nil || errors.Is(err, namespace.ErrNotExist) {
+		v.dropFromImage(f, name)
 	}
-	// In this order: the directory must not name a tree whose slots are free.
-	v.dropFromImage(f, name)
-	return nil
+	return err
 }
 
 // findCheckpoint returns the checkpoint of a name, or else the newest of an epoch

@@ -148,3 +148,45 @@ func TestLongRequestsAreWrittenOnce(t *testing.T) {
 		t.Errorf("a request beside long answers took %d bytes, %d without them", after, before)
 	}
 }
+
+// A record that is damaged, or says of a request what cannot be, is told of, and goes with
+// the lease.
+func TestRequestsDamaged(t *testing.T) {
+	r := newSharer(t)
+	share := r.lease.Share
+	for _, c := range []struct {
+		name string
+		long bool // of request 2
+		rec  requestRecord
+	}{
+		{"nothing granted", false, requestRecord{}},
+		{"an inode", false, requestRecord{kind: answerInode, inode: namespace.Inode{Ino: 9, Mode: 0o100644}}},
+		{"no runs", false, requestRecord{kind: answerGrant, grant: region.Grant{Super: 1}}},
+		{"slots that no pool has", false, requestRecord{kind: answerGrant, grant: region.Grant{Super: 1, Runs: []region.Run{{Start: 1, N: 1 << 63}}}}},
+		{"a long answer to another", true, requestRecord{kind: answerGrant, grant: region.Grant{Super: 1, Runs: scattered(1)}}},
+		{"a long answer that is elsewhere", true, requestRecord{kind: answerLong}},
+	} {
+		asked := requestOf(r.request(1))
+		bucket, key := bucketRequests, asked.key(share)
+		if c.rec.Request = asked; c.long {
+			asked = requestOf(r.request(2))
+			bucket, key = bucketAnswers, asked.longKey(share)
+			if c.rec.kind == answerLong {
+				c.rec.Request = asked
+			}
+		}
+		r.remember(2, scattered(longRecord))
+		if err := r.meta.update(func(t txn) error { return t.put(bucket, key, c.rec.encode()) }); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := r.repeat(asked.ID)
+		wantErr(t, c.name, err, ErrCorrupt)
+		if err := r.pool.EndLease(t.Context(), share, r.lease.Session); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		wantSound(t, r.pool)
+		if r.lease, err = r.pool.GrantLease(t.Context(), r.lease); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

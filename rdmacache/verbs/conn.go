@@ -163,18 +163,20 @@ func (c *Conn) each(p []byte, off int64, fn func(l *lane, p []byte, off int64) e
 // On region.ErrNoSpace some of them found no space. They are kept, and no later Flush
 // succeeds without them. ErrPoisoned is final.
 func (c *Conn) Flush(ctx context.Context) error {
-	var first *wait
 	if len(c.lanes) == 1 {
-		first = c.lanes[0].begin(ctx)
-		return flushError(c.lanes[0].finish(ctx, first))
+		return flushError(c.lanes[0].commit(ctx))
 	}
 	waits := make([]*wait, len(c.lanes))
 	for i, l := range c.lanes {
+		l.mu.Lock()
 		waits[i] = l.begin(ctx)
+		l.mu.Unlock()
 	}
 	var err error
 	for i, l := range c.lanes {
+		l.mu.Lock()
 		err = errors.Join(err, l.finish(ctx, waits[i]))
+		l.mu.Unlock()
 	}
 	return flushError(err)
 }

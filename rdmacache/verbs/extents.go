@@ -1,6 +1,9 @@
 package verbs
 
-import "slices"
+import (
+	"slices"
+	"sort"
+)
 
 // An extent is a part of the pool that the client reaches: where the bytes from start
 // up to end are at the memory node.
@@ -21,13 +24,7 @@ type extents []extent
 
 // search returns the number of the first extent that ends after off.
 func (x extents) search(off int64) int {
-	i, _ := slices.BinarySearchFunc(x, off, func(e extent, off int64) int {
-		if e.end <= off {
-			return -1
-		}
-		return 1
-	})
-	return i
+	return sort.Search(len(x), func(i int) bool { return x[i].end > off })
 }
 
 // find returns the extent that byte off is in.

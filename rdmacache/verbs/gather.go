@@ -2,7 +2,6 @@ package verbs
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/rpmemfs/rpmemfs/region"
 )
@@ -174,7 +173,7 @@ func (l *lane) postRead(k *link, r *readOp) {
 		k.add(Work{Op: OpRead, Local: mem[p.off-r.off:][:p.n], RKey: x.rkey, Remote: x.at(p.off)})
 	})
 	k.signal()
-	r.seq, r.after, r.since = k.seq, l.ring.posted, time.Now()
+	r.seq, r.after, r.since = k.seq, l.ring.posted, k.age()
 	k.reads = append(k.reads, r)
 	l.stats.RoundTrips++
 }
@@ -193,7 +192,7 @@ func (l *lane) gatherFlush(k *link) {
 			return
 		}
 		k.flights++
-		*f = flight{under: true, number: k.flights, covers: l.ring.posted, since: time.Now()}
+		*f = flight{under: true, number: k.flights, covers: l.ring.posted, since: k.age()}
 		l.stats.RoundTrips++
 		l.flush(k)
 	}

@@ -22,7 +22,7 @@ import (
 // something to post does it, one at a time; of those who wait, one polls and tells the
 // others. run connects anew, and sees to it that every wait ends.
 //
-// Lock order: copyMu, then mu. mu is never held across the Queue; posting and polling are.
+// mu is never held across the Queue; posting and polling are, and filling is across a copy.
 type lane struct {
 	cfg      Config // immutable, as all up to done
 	log      *slog.Logger
@@ -33,14 +33,13 @@ type lane struct {
 	stop     context.CancelFunc
 	done     chan struct{} // closed when run has ended
 
-	copyMu sync.Mutex // held across a copy to the ring
-
 	mu       sync.Mutex
 	change   chan struct{} // closed when something below changed; nil if nobody waits for that
 	link     *link         // nil while there is none
 	posting  bool          // somebody is in Post of the newest link
 	polling  bool          // somebody is in Poll or Wait
 	copying  int           // who copies to or from the arena
+	filling  bool          // one of them copies to what the ring has reserved
 	attempt  uint32        // connections tried; of run, after Dial, as the next
 	pause    time.Duration // before the next try; grows until work gets done
 	alive    bool          // the memory node answered on the last connection
@@ -51,6 +50,7 @@ type lane struct {
 	reads    []*readOp // to be posted, oldest first
 	blocks   blocks    // of the arena that reads have
 	waits    []*wait   // for a flush
+	spare    *wait     // that nobody has any more; may be nil
 	many     int       // extents that a connection may have, see manyExtents
 	held     bool      // byte heldAt is to be asked for when nothing is under way; nothing else begins before
 	heldAt   int64
@@ -217,10 +217,11 @@ func (l *lane) queue(ctx context.Context, p []byte, off int64) (int, error) {
 
 // copyIn is queue where there is room; else it returns 0.
 func (l *lane) copyIn(ctx context.Context, p []byte, off int64) (int, error) {
-	l.copyMu.Lock()
-	defer l.copyMu.Unlock()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for l.filling && l.writable(ctx) == nil {
+		l.sleep(ctx)
+	}
 	if err := l.writable(ctx); err != nil {
 		return 0, err
 	}
@@ -228,15 +229,10 @@ func (l *lane) copyIn(ctx context.Context, p []byte, off int64) (int, error) {
 	if len(mem) == 0 {
 		return 0, nil
 	}
-	l.copying++
-	l.mu.Unlock()
-	copy(mem, p)
-	l.mu.Lock()
-	if l.copying--; l.err != nil {
-		l.changed()
-	}
-	if err := l.writable(context.Background()); err != nil {
-		return 0, err // the ring was dropped
+	if len(mem) <= rdmacache.PageSize {
+		copy(mem, p) // is done sooner than mu is given up and taken again
+	} else if err := l.copyApart(mem, p); err != nil {
+		return 0, err
 	}
 	l.ring.push(place{off, int64(len(mem))})
 	if l.ring.unasked >= int64(len(l.ring.mem)/2) && !l.full {
@@ -249,9 +245,27 @@ func (l *lane) copyIn(ctx context.Context, p []byte, off int64) (int, error) {
 	return len(mem), nil
 }
 
+// copyApart copies to a part of the ring without mu. An error says that the ring was dropped
+// meanwhile. mu is held, but for the copy.
+func (l *lane) copyApart(mem, p []byte) error {
+	l.copying++
+	l.filling = true
+	l.mu.Unlock()
+	copy(mem, p)
+	l.mu.Lock()
+	l.copying--
+	l.filling = false
+	l.changed()
+	return l.writable(context.Background())
+}
+
 // expect adds a wait for a flush of the entries before number after. mu is held.
 func (l *lane) expect(after uint64) *wait {
-	w := &wait{after: after}
+	w := l.spare
+	if l.spare = nil; w == nil {
+		w = new(wait)
+	}
+	*w = wait{after: after}
 	l.waits = append(l.waits, w)
 	return w
 }
@@ -269,10 +283,16 @@ func (l *lane) waitForRoom(ctx context.Context, n int) error {
 	return w.err
 }
 
-// begin asks for a flush of what was written, and posts it. The wait is for finish.
-func (l *lane) begin(ctx context.Context) *wait {
+// commit asks for a flush of what was written, and waits for it.
+func (l *lane) commit(ctx context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.finish(ctx, l.begin(ctx))
+}
+
+// begin asks for a flush of what was written, and posts it. The wait is for finish. mu is
+// held, but for the work.
+func (l *lane) begin(ctx context.Context) *wait {
 	err := l.writable(ctx)
 	if err != nil || l.ring.acked == l.ring.queued {
 		w := new(wait)
@@ -284,12 +304,12 @@ func (l *lane) begin(ctx context.Context) *wait {
 	return w
 }
 
+// finish returns what became of a flush, when that is known. mu is held, but for the work.
 func (l *lane) finish(ctx context.Context, w *wait) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if err := l.drive(ctx, func() bool { return w.done }); err != nil {
-		return err
+		return err // w may still be in waits
 	}
+	l.spare = w
 	return w.err
 }
 

@@ -26,6 +26,7 @@ type link struct {
 	q      Queue // immutable, as all up to broken
 	method Method
 	lkey   uint32
+	made   time.Time
 	limit  int           // messages under way
 	broken chan struct{} // closed when it is of no use any more
 
@@ -55,11 +56,11 @@ type link struct {
 type flight struct {
 	under  bool
 	number uint64
-	covers uint64    // the entries before this one
-	seq    uint64    // of its last work request
-	asked  int       // PERSISTs that are not answered
-	rest   []place   // that are still to be asked for
-	since  time.Time // it was made
+	covers uint64        // the entries before this one
+	seq    uint64        // of its last work request
+	asked  int           // PERSISTs that are not answered
+	rest   []place       // that are still to be asked for
+	since  time.Duration // age of the link when it was made
 }
 
 // An ask is a message that was sent.
@@ -117,9 +118,12 @@ func (k *link) outstanding() bool { return k.signaled > k.acked || k.unanswered 
 // room is how many work requests can be posted now.
 func (k *link) room() int { return queueSends - int(k.posted-k.acked) }
 
-// sample takes the time that a request took into account.
-func (k *link) sample(since time.Time) {
-	if took := time.Since(since); k.latency == 0 {
+// age is the time since k was made. It costs half of what time.Now does.
+func (k *link) age() time.Duration { return time.Since(k.made) }
+
+// sample takes the time that a request took into account, which was made at that age.
+func (k *link) sample(since time.Duration) {
+	if took := k.age() - since; k.latency == 0 {
 		k.latency = took
 	} else {
 		k.latency += (took - k.latency) / 8

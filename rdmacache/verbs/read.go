@@ -16,12 +16,12 @@ const readsAhead = 4
 // guards it.
 type readOp struct {
 	place
-	first     int       // of the blocks that it is read into
-	from, seq uint64    // its work requests, once they were posted
-	after     uint64    // entries posted before it
-	refused   int       // queue pairs that broke at it
-	since     time.Time // it was posted
-	abandoned bool      // nobody waits any more
+	first     int           // of the blocks that it is read into
+	from, seq uint64        // its work requests, once they were posted
+	after     uint64        // entries posted before it
+	refused   int           // queue pairs that broke at it
+	since     time.Duration // age of the link when it was posted
+	abandoned bool          // nobody waits any more
 	done      bool
 	err       error
 }

@@ -197,7 +197,7 @@ func (l *lane) connect(ctx context.Context) (*link, *welcome, error) {
 	}
 	k := &link{
 		q: q, method: w.method, lkey: l.arena.mr.LKey(), limit: min(w.credits, maxClientCredits),
-		broken: make(chan struct{}), receivable: maxClientCredits,
+		made: time.Now(), broken: make(chan struct{}), receivable: maxClientCredits,
 	}
 	recvs := make([]Work, maxClientCredits)
 	for i := range recvs {

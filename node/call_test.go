@@ -69,3 +69,69 @@ func TestCallsUnderWay(t *testing.T) {
 		}
 	})
 }
+
+// Who waits for the answer to a request that is under way, or for the place of one,
+// leaves with its connection and with the session; the request goes on.
+func TestWaitersLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := NewServer(Config{})
+		srv.sessions = start(t, newFakeStore(t))
+		defer srv.sessions.stop()
+		s := mustOpen(t, srv.sessions, request(2, "a"))
+		id, secret := s.id(), s.token
+		incoming := metadata.NewIncomingContext(t.Context(), metadata.Pairs(nodepb.SessionKey, string(id[:]), nodepb.TokenKey, string(secret[:])))
+
+		// A medium that answers in its own time, whatever becomes of the session.
+		finish := make(chan struct{})
+		slow := func(context.Context, any) (any, error) {
+			<-finish
+			return &nodepb.ReapResponse{Heir: 7}, nil
+		}
+		call := func(ctx context.Context, id uint64) <-chan error {
+			done := make(chan error, 1)
+			go func() {
+				_, err := srv.call(ctx, &nodepb.ReapRequest{RequestId: id}, nodepb.Node_Reap_FullMethodName, slow)
+				done <- err
+			}()
+			synctest.Wait()
+			return done
+		}
+		waiters := func(ctx context.Context) map[string]<-chan error {
+			return map[string]<-chan error{"the same": call(ctx, 1), "the next of its place": call(ctx, 1+nodepb.Remembered)}
+		}
+		// ended takes the errors of calls that are over by now.
+		ended := func(when string, calls map[string]<-chan error, want error) {
+			t.Helper()
+			synctest.Wait()
+			for what, done := range calls {
+				select {
+				case err := <-done:
+					if !errors.Is(err, want) {
+						t.Errorf("%s, %s: got %v, want %v", when, what, err, want)
+					}
+				default:
+					t.Errorf("%s, %s: still waiting", when, what)
+				}
+			}
+		}
+		first := call(incoming, 1)
+		ctx, disconnect := context.WithCancel(incoming)
+		gone := waiters(ctx)
+		disconnect()
+		ended("the caller has gone", gone, context.Canceled)
+		late := waiters(incoming)
+		if err := srv.sessions.close(t.Context(), id, secret); err != nil {
+			t.Fatal(err)
+		}
+		ended("the session is over", late, rdmacache.ErrFenced)
+		select {
+		case err := <-first:
+			t.Errorf("the first call did not wait: %v", err)
+		default:
+		}
+		close(finish)
+		if err := <-first; err != nil {
+			t.Errorf("the first call: %v", err)
+		}
+	})
+}

@@ -28,6 +28,7 @@ type mount struct {
 	mnt    string   // the mount point
 	args   []string // more arguments of `rpmemfs mount`
 	source string   // address of a memory node, instead of the pool
+	node   *node    // that has the pool, with -node; else nil
 	host   *host    // where the daemon runs; nil: the machine itself
 	nobody bool     // run as an ordinary user
 	daemon *child   // nil: not mounted
@@ -77,11 +78,12 @@ func prepareMount(t *testing.T, dir string, args ...string) *mount {
 		t.Fatal(err)
 	}
 	if *nodeFlag {
-		n := newNode(t, dir, nil)
-		m.source = "tcp://127.0.0.1:" + n.control
-		if i := slices.Index(args, "--size"); i >= 0 { // the memory node's pool has its own
-			args = slices.Delete(slices.Clone(args), i, i+2)
+		size := ""
+		if i := slices.Index(args, "--size"); i >= 0 { // it is the memory node that makes the pool
+			size, args = args[i+1], slices.Delete(slices.Clone(args), i, i+2)
 		}
+		m.node = newSizedNode(t, dir, nil, size)
+		m.source = "tcp://127.0.0.1:" + m.node.control
 		m.args = append([]string{"--insecure", "--steal"}, args...)
 	}
 	t.Cleanup(func() {
@@ -156,6 +158,18 @@ func (m *mount) stop() {
 	}
 	m.inspectLog()
 	m.daemon = nil
+}
+
+// checkPool looks for damage in the pool, which is not mounted.
+func (m *mount) checkPool() {
+	m.t.Helper()
+	if m.node != nil {
+		m.node.stop()
+		defer m.node.start()
+	}
+	if code, out := m.ctlCode("check", "--pool", m.pool); code != 0 {
+		m.t.Errorf("check, not mounted: exit code %d: %s", code, out)
+	}
 }
 
 // kill ends the daemon with SIGKILL. The dead mount stays until the next start,

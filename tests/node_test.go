@@ -24,15 +24,18 @@ type node struct {
 	pool          string
 	pki           string // directory of certificates; empty: no TLS
 	host          *host  // nil: the machine itself
+	size          string // of a new pool; empty: a default
 	control, data string // ports
 	daemon        *child // nil: it does not run
 }
 
 // newNode prepares a memory node on a pool in dir, with certificates if it has a
 // network: of the compute nodes "a" and "b", who may both open the share app.
-func newNode(t *testing.T, dir string, at *host) *node {
+func newNode(t *testing.T, dir string, at *host) *node { return newSizedNode(t, dir, at, "") }
+
+func newSizedNode(t *testing.T, dir string, at *host, size string) *node {
 	t.Helper()
-	n := &node{t: t, pool: filepath.Join(dir, "pool"), host: at, control: "7470", data: "7471"}
+	n := &node{t: t, pool: filepath.Join(dir, "pool"), host: at, size: size, control: "7470", data: "7471"}
 	if at == nil {
 		n.control, n.data = freePort(t), freePort(t)
 	} else {
@@ -77,6 +80,9 @@ func freePort(t *testing.T) string {
 func (n *node) start() {
 	n.t.Helper()
 	args := []string{"serve", n.pool, "--lease", nodeLease.String()}
+	if n.size != "" {
+		args = append(args, "--size", n.size)
+	}
 	cmd := (&mount{t: n.t}).command(tool(n.t, "rpmemfs"), append(args,
 		"--insecure", "--listen", "127.0.0.1:"+n.control, "--data", "127.0.0.1:"+n.data)...)
 	if n.host != nil {

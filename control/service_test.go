@@ -9,12 +9,14 @@ import (
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/rpmemfs/rpmemfs/control/controlpb"
 	"github.com/rpmemfs/rpmemfs/epoch"
 	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/region"
 	"github.com/rpmemfs/rpmemfs/volume"
 )
@@ -91,6 +93,24 @@ func TestStatus(t *testing.T) {
 	}
 	if !proto.Equal(got, want) {
 		t.Errorf("got %v\nwant %v", got, want)
+	}
+}
+
+// A mount that has lost its lease tells why, and what it knows itself.
+func TestStatusOfALostLease(t *testing.T) {
+	v := newFake()
+	s := newTestServer(v)
+	lease := Lease{Share: "web", Lasts: time.Second}
+	s.info.Lease = func() Lease { return lease }
+	c := serve(t, s)
+	v.err = rdmacache.ErrFenced
+	if st, err := c.Status(t.Context(), &controlpb.StatusRequest{}); err == nil {
+		t.Errorf("a pool that does not answer: got %v", st)
+	}
+	lease.Lost = rdmacache.ErrFenced
+	st, err := c.Status(t.Context(), &controlpb.StatusRequest{})
+	if err != nil || st.GetLease().GetLost() != rdmacache.ErrFenced.Error() || st.GetMedium() != "tmpfs" || !st.GetVolatile() || st.GetDirtyPages() != 9 {
+		t.Errorf("got %v, %v; want why, and what the mount knows", st, err)
 	}
 }
 

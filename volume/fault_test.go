@@ -303,3 +303,27 @@ func TestReapIsTriedAgain(t *testing.T) {
 		return err == nil && u.Inodes == 1
 	})
 }
+
+// A mutePool does not tell of its space.
+type mutePool struct{ volume.Pool }
+
+func (mutePool) Usage(context.Context) (namespace.Usage, error) {
+	return namespace.Usage{}, rdmacache.ErrFenced
+}
+
+// Where the pool does not answer, Status tells what the volume knows by itself.
+func TestStatusWithoutThePool(t *testing.T) {
+	f := newFixture(t, 16<<20, volume.Config{})
+	f.crash()
+	f.wrapPool = func(p volume.Pool) volume.Pool { return mutePool{p} }
+	f.open()
+	ino := f.saved("a", "text")
+	h := f.openFile(ino)
+	f.write(h, "more", 0, byMapping)
+	s, err := f.Status(ctx)
+	wantError(t, "status", err, rdmacache.ErrFenced)
+	if s.Medium != f.pool.Medium() || s.Generation != f.pool.Generation() || s.DirtyPages != 1 || s.OpenHandles != 1 || s.Counters.Commits == 0 {
+		t.Errorf("got %+v", s)
+	}
+	h.Release(ctx)
+}

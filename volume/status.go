@@ -86,12 +86,10 @@ type Status struct {
 	Traffic       rdmacache.Traffic
 }
 
-// Status tells about the volume.
+// Status tells about the volume. With an error all but Usage is known: the pool
+// did not answer.
 func (v *Volume) Status(ctx context.Context) (Status, error) {
 	usage, err := v.cfg.Pool.Usage(ctx)
-	if err != nil {
-		return Status{}, err
-	}
 	s := Status{
 		Medium: v.cfg.Conn.Medium(), Generation: v.cfg.Pool.Generation(),
 		Usage: usage, OnClose: v.cfg.OnClose, ReadOnly: v.cfg.ReadOnly,
@@ -111,7 +109,7 @@ func (v *Volume) Status(ctx context.Context) (Status, error) {
 		v.release(f)
 	}
 	s.Counters = v.count()
-	return s, nil
+	return s, err
 }
 
 // count adds up the counters of the volume and of its files.

@@ -52,7 +52,8 @@ func hintOf(err error) string {
 	case errors.Is(err, region.ErrVersion):
 		return "The pool was written by another version of rpmemfs: use that one."
 	case errors.Is(err, unix.EIO):
-		return "The file is damaged, or takes no more commits since one failed. 'rpmemctl check' and the daemon's log tell which."
+		return "The mount has lost its lease ('rpmemctl status' tells), or the file is damaged, or takes no more commits since one failed\n" +
+			"('rpmemctl check' and the daemon's log tell)."
 	case errors.Is(err, volume.ErrReadOnly), errors.Is(err, unix.EROFS):
 		return "Mount the pool again without the read-only option."
 	case errors.Is(err, control.ErrPermission), errors.Is(err, os.ErrPermission):

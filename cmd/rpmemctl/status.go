@@ -71,7 +71,7 @@ type poolJSON struct {
 	started int64
 }
 
-// A leaseJSON is the right of a mount to write a share of a memory node.
+// A leaseJSON is the right of a mount to write a share of a memory node, or to read it.
 type leaseJSON struct {
 	Share   string `json:"share"`
 	LastsNS uint64 `json:"lasts_ns"`
@@ -85,12 +85,14 @@ func leaseOf(s *controlpb.StatusResponse) *leaseJSON {
 	return &leaseJSON{Share: s.GetLease().GetShare(), LastsNS: s.GetLease().GetLasts(), Lost: s.GetLease().GetLost()}
 }
 
-func (l *leaseJSON) text() string {
+func (l *leaseJSON) text(readOnly bool) string {
 	switch {
 	case l == nil:
 		return ""
 	case l.Lost != "":
 		return "LOST, files give EIO until it is mounted again: " + clean(l.Lost)
+	case readOnly:
+		return fmt.Sprintf("none, to read share %s; what it shows is kept for %v after each sign of life", clean(l.Share), time.Duration(l.LastsNS))
 	}
 	return fmt.Sprintf("of share %s, for %v after each sign of life", clean(l.Share), time.Duration(l.LastsNS))
 }
@@ -191,15 +193,21 @@ func (a *app) printPool(w io.Writer, s poolJSON) {
 	if s.PoisonedFiles > 0 {
 		poisoned = plural(s.PoisonedFiles, "file")
 	}
-	used := s.SizeBytes - min(s.FreeBytes, s.SizeBytes)
+	// A memory node that takes the mount for gone does not tell of the pool.
+	space, inodes := "", ""
+	if s.SizeBytes > 0 {
+		used := s.SizeBytes - min(s.FreeBytes, s.SizeBytes)
+		space = fmt.Sprintf("%s of %s used, %s free", size(used), size(s.SizeBytes), size(s.FreeBytes))
+		inodes = plural(s.Inodes, "inode") + ", "
+	}
 	fields(w,
 		"pool", clean(s.Pool),
 		"mounted on", mounted,
 		"served by", served,
 		"medium", medium,
 		"transport", clean(s.Transport),
-		"space", fmt.Sprintf("%s of %s used, %s free", size(used), size(s.SizeBytes), size(s.FreeBytes)),
-		"files", fmt.Sprintf("%s, %d open by %s", plural(s.Inodes, "inode"), s.OpenFiles, plural(s.OpenHandles, "handle")),
+		"space", space,
+		"files", fmt.Sprintf("%s%d open by %s", inodes, s.OpenFiles, plural(s.OpenHandles, "handle")),
 		"open epochs", plural(s.DirtyPages, "dirty page"),
 		"poisoned", poisoned,
 		"commits", fmt.Sprintf("%s of %s; %s of %s; %s", number(s.Commits), plural(s.PagesCommitted, "page"),
@@ -208,7 +216,7 @@ func (a *app) printPool(w io.Writer, s poolJSON) {
 			plural(s.MediumFlushes, "time"), plural(s.PagesUnchanged, "page")),
 		"on close", onCloseText(s.OnClose),
 		"generation", fmt.Sprint(s.Generation),
-		"lease", s.Lease.text(),
+		"lease", s.Lease.text(s.ReadOnly),
 	)
 	for _, f := range s.Attached {
 		fmt.Fprintln(w)

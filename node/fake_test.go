@@ -179,7 +179,7 @@ func wantFenced(t *testing.T, m *manager, s *session) {
 	if err := m.keepAlive(s.id(), s.token); !errors.Is(err, rdmacache.ErrFenced) {
 		t.Errorf("keep-alive of %s: got %v, want ErrFenced", s.req.holder, err)
 	}
-	if _, err := (dataSessions{manager: m}).Session(s.token); !errors.Is(err, rdmacache.ErrFenced) {
+	if _, err := (dataSessions{m, new(dataWork)}).Session(s.token); !errors.Is(err, rdmacache.ErrFenced) {
 		t.Errorf("data connection of %s: got %v, want ErrFenced", s.req.holder, err)
 	}
 	if s.life.Err() == nil {

@@ -67,6 +67,8 @@ type Stats struct {
 
 	Strangers int    // connections that have not shown yet who they are
 	Dropped   uint64 // connections, to make room for others
+	Refused   uint64 // reads, writes and flushes of data that a session had no right to, or no more
+	Failed    uint64 // and those that failed otherwise
 
 	Granted   uint64 // leases; those that the restart found are not counted
 	KeptAlive uint64 // times

@@ -134,7 +134,7 @@ func TestPausedHolder(t *testing.T) {
 		m := start(t, st)
 		defer m.stop()
 		a := mustOpen(t, m, request(2, "a"))
-		data, err := (dataSessions{manager: m}).Session(a.token)
+		data, err := (dataSessions{m, new(dataWork)}).Session(a.token)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -313,7 +313,7 @@ func TestRestart(t *testing.T) {
 		if err := m.keepAlive(a.id(), a.token); err != nil {
 			t.Fatal(err)
 		}
-		data, err := (dataSessions{manager: m}).Session(r.token)
+		data, err := (dataSessions{m, new(dataWork)}).Session(r.token)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -81,7 +81,7 @@ type Server struct {
 	sessions *manager
 	pins     *pins
 	tokens   *tokens
-	flushes  flushes
+	work     dataWork
 	checking chan struct{} // full while a Check runs
 	dataPort uint32        // set by Run before it serves
 
@@ -103,7 +103,7 @@ func NewServer(cfg Config) *Server {
 		log:      cfg.Log,
 		sessions: sessions,
 		tokens:   newTokens(),
-		flushes:  flushes{cfg.Flushed},
+		work:     dataWork{flushed: cfg.Flushed},
 		pins:     newPins(cfg.Pool, sessions, cfg.Log),
 		checking: make(chan struct{}, 1),
 	}
@@ -168,7 +168,7 @@ func (s *Server) Run(ctx context.Context, control, data net.Listener) error {
 	return errors.Join(err, s.cfg.Pool.Flush())
 }
 
-// Stats tells of the sessions, and of connections.
+// Stats tells of the sessions, of connections, and of what these did.
 func (s *Server) Stats() Stats {
 	st := s.sessions.stats()
 	for _, table := range []*places.Table{s.door.strangers, s.door.known, s.strangers} {
@@ -178,11 +178,12 @@ func (s *Server) Stats() Stats {
 		}
 		st.Dropped += dropped
 	}
+	st.Refused, st.Failed = s.work.refused.Load(), s.work.failed.Load()
 	return st
 }
 
 // data is the sessions as data paths know them.
-func (s *Server) data() dataSessions { return dataSessions{s.sessions, &s.flushes} }
+func (s *Server) data() dataSessions { return dataSessions{s.sessions, &s.work} }
 
 func (s *Server) newGRPC() *grpc.Server {
 	g := grpc.NewServer(

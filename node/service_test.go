@@ -17,6 +17,7 @@ import (
 	"github.com/rpmemfs/rpmemfs/control/controlpb"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
+	"github.com/rpmemfs/rpmemfs/rdmacache/tcp"
 )
 
 // A session does all that a file system needs, and finds it again in another.
@@ -267,6 +268,54 @@ func TestLeaseEnds(t *testing.T) {
 	if waited := time.Since(began); waited < MinLease/2 || waited > 20*time.Second {
 		t.Errorf("waited %v for a lease of %v", waited, MinLease)
 	}
+}
+
+// A brokenFence fails its reads.
+type brokenFence struct{ fence }
+
+func (brokenFence) ReadAt([]byte, int64) error { return errors.New("bad line") }
+
+// What is asked of the data path in vain is counted: what a session has no right to, and
+// what fails.
+func TestDataErrors(t *testing.T) {
+	n := newNode(t, Config{})
+	s := n.open(&nodepb.OpenRequest{Share: "a", Create: true})
+	off := n.grant(s, n.file(s, "f"))
+	reader := n.open(&nodepb.OpenRequest{Share: "a", Reader: true})
+	work := func(s *testSession) tcp.Session {
+		t.Helper()
+		d, err := n.server.data().Session([32]byte(s.GetToken()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	mine, theirs, page := work(s), work(reader), make([]byte, 4096)
+	if err := errors.Join(mine.WriteAt(page, off), mine.Flush(), mine.ReadAt(page, off)); err != nil {
+		t.Fatal(err)
+	}
+	counted := func(what string, refused, failed uint64) {
+		t.Helper()
+		if st := n.server.Stats(); st.Refused != refused || st.Failed != failed {
+			t.Errorf("%s: got %d refused, %d failed, want %d and %d", what, st.Refused, st.Failed, refused, failed)
+		}
+	}
+	counted("sound work", 0, 0)
+	_ = theirs.WriteAt(page, off)     // it only reads
+	_ = mine.WriteAt(page, off+1<<30) // nobody's slot
+	_ = mine.ReadAt(page, off+1<<30)
+	counted("no right", 3, 0)
+	broken := mine.(dataSession)
+	broken.fence = brokenFence{broken.fence}
+	_ = broken.ReadAt(page, off)
+	counted("a broken medium", 3, 1)
+	if _, err := s.node.Close(s.ctx, &nodepb.CloseRequest{Session: s.GetSession(), Token: s.GetToken()}); err != nil {
+		t.Fatal(err)
+	}
+	if err := mine.Flush(); !errors.Is(err, rdmacache.ErrFenced) {
+		t.Errorf("flush after the session: got %v", err)
+	}
+	counted("a session that is over", 4, 1)
 }
 
 // A restarted node goes on with its sessions: names, bytes and the lease.

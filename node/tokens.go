@@ -105,5 +105,5 @@ func (d rdmaSessions) Take(t [32]byte) (verbs.Session, error) {
 	if err := d.manager.usable(found.session); err != nil {
 		return nil, err
 	}
-	return dataSession{found.session.fence, found.session, found.readOnly, d.flushed}, nil
+	return dataSession{found.session.fence, found.session, found.readOnly, d.work}, nil
 }

@@ -21,7 +21,7 @@ func TestTokens(t *testing.T) {
 			return r
 		}
 		a, b := mustOpen(t, m, long(2, "a")), mustOpen(t, m, long(3, "b"))
-		d := rdmaSessions{dataSessions{m, new(flushes)}, newTokens()}
+		d := rdmaSessions{dataSessions{m, new(dataWork)}, newTokens()}
 		refused := func(what string, k token, want error) {
 			t.Helper()
 			if _, err := d.Take(k); !errors.Is(err, want) {

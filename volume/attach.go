@@ -104,6 +104,7 @@ const maxExtra = 8000
 // seal also returns the pages that are to be copied once more there.
 func (a *Attachment) Barrier(ctx context.Context, quiesce func(ctx context.Context, seal func() (extra []uint64, id epoch.ID, err error)) error) (epoch.ID, error) {
 	f, v := a.h.f, a.h.v
+	began := time.Now()
 	id, err := f.manager.Barrier(ctx, func(ctx context.Context, seal func() (epoch.ID, error)) error {
 		return quiesce(ctx, func() ([]uint64, epoch.ID, error) {
 			extra := f.cache.Rewritten()
@@ -115,7 +116,7 @@ func (a *Attachment) Barrier(ctx context.Context, quiesce func(ctx context.Conte
 		v.reclaim(ctx) // for the next try
 	}
 	if err == nil {
-		v.committed(f)
+		v.committed(f, began)
 	}
 	return id, err
 }

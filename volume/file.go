@@ -263,6 +263,7 @@ func await(ctx context.Context, c <-chan struct{}) error {
 func (v *Volume) commit(ctx context.Context, f *file, scope epoch.Scope) (epoch.ID, error) {
 	// Past the first write half a commit is worse than a late one.
 	ctx = context.WithoutCancel(ctx)
+	began := time.Now()
 	dirty := f.cache.DirtyScope(scope)
 	var id epoch.ID
 	err := v.reclaiming(ctx, func() (err error) {
@@ -273,13 +274,16 @@ func (v *Volume) commit(ctx context.Context, f *file, scope epoch.Scope) (epoch.
 		return 0, err
 	}
 	if dirty {
-		v.committed(f)
+		v.committed(f, began)
 	}
 	return id, nil
 }
 
-// committed notes that a file has a new epoch.
-func (v *Volume) committed(f *file) {
+// committed notes that a file has a new epoch, which was asked for when it began.
+func (v *Volume) committed(f *file, began time.Time) {
+	if v.cfg.Committed != nil {
+		v.cfg.Committed(time.Since(began))
+	}
 	v.mu.Lock()
 	v.counters.Commits++
 	f.maintain = true

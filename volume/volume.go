@@ -108,6 +108,9 @@ type Config struct {
 	// Interval is the time between the epochs of programs attached to a file that
 	// does not say itself; 0 is none.
 	Interval time.Duration
+	// Committed is told of each epoch that made something durable how long that took, from
+	// when it was asked for; nil: nobody is.
+	Committed func(time.Duration)
 	// Mountpoint, Socket and AttachSocket are what the virtual attributes of those
 	// names tell.
 	Mountpoint, Socket, AttachSocket string

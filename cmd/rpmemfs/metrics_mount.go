@@ -30,6 +30,11 @@ func (m *metricsServer) addMount(vol *volume.Volume, attached func() []attach.St
 	})
 }
 
+// commits returns what is told how long commits took.
+func (m *metricsServer) commits() func(time.Duration) {
+	return m.Durations("rpmemfs_commit_seconds", "Commits, from when a program, a timer or a close asks for one until it is durable.")
+}
+
 // addPages adds the metrics of clean pages in local memory; pages may be nil.
 func (m *metricsServer) addPages(pages *rdmacache.Pages) {
 	if pages == nil {

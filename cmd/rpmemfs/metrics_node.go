@@ -59,6 +59,19 @@ var sessionMetrics = []metrics.Metric[node.Stats]{
 		Value: func(s node.Stats) float64 { return float64(s.Waiting) },
 	},
 	{
+		Kind: metrics.Gauge, Name: "rpmemfs_readers", Help: "Sessions that only read.",
+		Value: func(s node.Stats) float64 { return float64(s.Readers) },
+	},
+	{
+		Kind: metrics.Counter, Name: "rpmemfs_data_errors_total", Help: "Reads, writes and flushes of data: refused, because the session had no right to them, or no more; failed otherwise.",
+		Label: "how", Points: func(s node.Stats) []metrics.Point {
+			return []metrics.Point{
+				{Name: "failed", Value: float64(s.Failed)},
+				{Name: "refused", Value: float64(s.Refused)},
+			}
+		},
+	},
+	{
 		Kind: metrics.Gauge, Name: "rpmemfs_strangers", Help: "Connections that have not shown yet who they are.",
 		Value: func(s node.Stats) float64 { return float64(s.Strangers) },
 	},

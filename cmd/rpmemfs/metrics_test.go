@@ -9,8 +9,11 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rpmemfs/rpmemfs/attach"
 	"github.com/rpmemfs/rpmemfs/memnode"
+	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/node"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/rdmacache/inproc"
@@ -88,7 +91,7 @@ func TestMountMetrics(t *testing.T) {
 	pool := newPool(t, memnode.Options{})
 	broken := &brokenConn{Conn: inproc.Dial(pool)}
 	conn := m.meter(broken)
-	vol := volume.New(volume.Config{Pool: pool, Conn: conn})
+	vol := volume.New(volume.Config{Pool: pool, Conn: conn, Committed: m.commits()})
 	defer func() {
 		if err := errors.Join(vol.Close(context.Background()), conn.Close()); err != nil {
 			t.Error(err)
@@ -118,6 +121,24 @@ func TestMountMetrics(t *testing.T) {
 		"rpmemfs_pool_errors_total 1", "rpmemfs_flushes_in_flight 0", "rpmemfs_pool_size_bytes 1.677312e+07", "rpmemfs_commits_total 0",
 		"rpmemfs_attached_files 2", "rpmemfs_attached_programs 3", "rpmemfs_barriers_called_off 3", "rpmemfs_last_pause_seconds 0.005",
 		"rpmemfs_lease_held 1", `rpmemfs_snapshot_errors_total{source="volume"} 0`)
+	a, err := vol.Create(ctx, namespace.Root, "file", namespace.Inode{Mode: unix.S_IFREG | 0o644})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := vol.Open(ctx, a.Ino)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"one", "two"} {
+		if _, err := h.Write(ctx, []byte(text), 0, rdmacache.FromWrite); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(h.Sync(ctx), h.Sync(ctx)); err != nil { // the second has nothing to do
+			t.Fatal(err)
+		}
+	}
+	h.Release(ctx)
+	expectMetrics(t, scrape(), "rpmemfs_commits_total 2", "rpmemfs_commit_seconds_count 2")
 	lost = rdmacache.ErrFenced
 	expectMetrics(t, scrape(), "rpmemfs_lease_held 0")
 }
@@ -142,7 +163,7 @@ func TestNodeMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	pool := newPool(t, memnode.Options{KeepOrphans: true})
-	stats := node.Stats{Strangers: 8, Dropped: 9, Waiting: 1, Granted: 2, KeptAlive: 3, Expired: 4, Stolen: 5, Closed: 6, Ended: 7}
+	stats := node.Stats{Readers: 10, Refused: 11, Failed: 12, Strangers: 8, Dropped: 9, Waiting: 1, Granted: 2, KeptAlive: 3, Expired: 4, Stolen: 5, Closed: 6, Ended: 7}
 	m.addNode(pool, func() node.Stats { return stats })
 	scrape := runMetrics(t, m)
 	share, err := pool.MakeShare(t.Context(), "web", 1<<20)
@@ -165,7 +186,7 @@ func TestNodeMetrics(t *testing.T) {
 	expectMetrics(t, body, "rpmemfs_lease_waiters 1", "rpmemfs_leases_granted_total 2", "rpmemfs_lease_renewals_total 3",
 		`rpmemfs_leases_ended_total{how="expired"} 4`, `rpmemfs_leases_ended_total{how="stolen"} 5`,
 		`rpmemfs_leases_ended_total{how="closed"} 6`, `rpmemfs_leases_ended_total{how="operator"} 7`,
-		"rpmemfs_strangers 8", "rpmemfs_connections_dropped_total 9")
+		"rpmemfs_readers 10", `rpmemfs_data_errors_total{how="refused"} 11`, `rpmemfs_data_errors_total{how="failed"} 12`, "rpmemfs_strangers 8", "rpmemfs_connections_dropped_total 9")
 	expectMetrics(t, body, `rpmemfs_lease_generation{share="web"} 2`)
 	if strings.Contains(body, `rpmemfs_share_quota_bytes{share="free"}`) {
 		t.Error("a share without a quota has one")

@@ -126,6 +126,10 @@ func (d *daemon) open(ctx context.Context) error {
 			return fmt.Errorf("attach socket: %w", err)
 		}
 	}
+	var committed func(time.Duration)
+	if d.metrics != nil {
+		committed = d.metrics.commits()
+	}
 	pages := d.o.pages()
 	d.volume = volume.New(volume.Config{
 		Pool:         d.source,
@@ -137,6 +141,7 @@ func (d *daemon) open(ctx context.Context) error {
 		ReadOnly:     d.o.readOnly,
 		Shared:       d.shared(),
 		Follow:       d.o.follow,
+		Committed:    committed,
 		Mountpoint:   d.o.mountpoint,
 		Socket:       d.socket,
 		AttachSocket: attachSocket,

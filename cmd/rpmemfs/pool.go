@@ -23,7 +23,7 @@ func (o *options) openPool(log *slog.Logger) (*memnode.Pool, error) {
 	}
 	switch {
 	case errors.Is(err, memnode.ErrLocked):
-		return nil, fmt.Errorf("%w; unmount it there first", err)
+		return nil, fmt.Errorf("%w; unmount it there first, or mount tcp://HOST if a memory node serves it", err)
 	case errors.Is(err, media.ErrReadOnly):
 		return nil, fmt.Errorf("%w; to look at it, mount it with --read-only", err)
 	case err != nil:

@@ -171,6 +171,7 @@ func (m *memoryNode) announce() {
 	trust := "TLS"
 	if m.tls == nil {
 		trust = "INSECURE, for this machine only"
+		m.log.Warn("served without TLS: every program of this machine can read and destroy the pool", "pool", m.o.pool)
 	}
 	line := fmt.Sprintf("serving %s on %s, data on %s: %s; medium %s; size %s, %s free; generation %d",
 		m.o.pool, m.control.Addr(), m.data.Addr(), trust, kind, size, free, m.pool.Generation())

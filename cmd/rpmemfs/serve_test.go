@@ -210,8 +210,8 @@ func TestServe(t *testing.T) {
 		} else {
 			_ = c.Close() // it was there
 		}
-		if err := s.stop(unix.SIGTERM); err != nil || !strings.Contains(s.log.String(), "stopped") {
-			t.Errorf("SIGTERM: got %v, want a clean end; log:\n%s", err, s.log.String())
+		if err := s.stop(unix.SIGTERM); err != nil || !strings.Contains(s.log.String(), "stopped") || !strings.Contains(s.log.String(), "without TLS") {
+			t.Errorf("SIGTERM: got %v, want a clean end, and a warning before; log:\n%s", err, s.log.String())
 		}
 		told("STOPPING=1")
 	}
@@ -260,6 +260,15 @@ func TestServeTLS(t *testing.T) {
 	} {
 		if err := healthy(t, s.address["listen"], creds); err == nil {
 			t.Errorf("%s: got an answer", name)
+		}
+	}
+	// A mount that does without is told what may be wrong, and leaves nothing.
+	if _, err := os.Stat("/dev/fuse"); err == nil {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		out, err := program(ctx, "mount", "--insecure", "--wait", "1s", "tcp://"+s.address["listen"], t.TempDir()).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "do both ends use TLS") {
+			t.Errorf("mount without TLS: got %v, %s", err, out)
 		}
 	}
 	if err := s.stop(unix.SIGINT); err != nil {

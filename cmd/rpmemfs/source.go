@@ -170,6 +170,9 @@ func (o *options) dialNode(ctx context.Context, log *slog.Logger) (source, error
 		l.holder, err = remote.Dial(ctx, cfg)
 		l.nodePool = l.holder
 	}
+	if errors.Is(err, remote.ErrUnavailable) {
+		err = fmt.Errorf("%w; is 'rpmemfs serve' running there, and do both ends use TLS, with certificates of one authority?", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", u, err)
 	}

@@ -49,7 +49,11 @@ func Find(path string, use Use) (Files, error) {
 	case err != nil && !errors.Is(err, os.ErrNotExist):
 		return Files{}, err
 	case err != nil || !fi.IsDir():
-		return filesOf(filepath.Dir(path), strings.TrimSuffix(filepath.Base(path), certSuffix)), nil
+		f := filesOf(filepath.Dir(path), strings.TrimSuffix(filepath.Base(path), certSuffix))
+		if _, err := os.Stat(f.Cert); errors.Is(err, os.ErrNotExist) {
+			return Files{}, fmt.Errorf("%w: %s is no directory, and there is no %s", ErrNone, path, f.Cert)
+		}
+		return f, nil
 	}
 	entries, err := os.ReadDir(path)
 	if err != nil {

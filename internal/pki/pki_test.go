@@ -346,6 +346,10 @@ func TestFind(t *testing.T) {
 	if _, err := pki.Find(t.TempDir(), pki.Client); !errors.Is(err, pki.ErrNone) {
 		t.Errorf("empty: got %v, want ErrNone", err)
 	}
+	missing := filepath.Join(dir, "third")
+	if _, err := pki.Find(missing, pki.Client); !errors.Is(err, pki.ErrNone) || !strings.Contains(err.Error(), missing+" is no directory") {
+		t.Errorf("missing: got %v, want ErrNone and what is missing", err)
+	}
 }
 
 // Files that cannot work are refused before anybody connects.

@@ -18,6 +18,7 @@ if [[ ${1:-all} == all ]]; then
 		python3-numpy:/usr/lib/python3/dist-packages/numpy
 		attr:setfattr
 		util-linux:setpriv
+		nftables:nft
 		spin:spin
 		memcached:memcached
 		libpmemobj-dev:/usr/include/libpmemobj.h

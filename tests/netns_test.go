@@ -15,6 +15,7 @@ type network struct {
 	t      *testing.T
 	prefix string // of the namespaces' names
 	spokes int
+	drops  bool // nftables can drop packets
 }
 
 // A host is one namespace, seen from which the memory node is at hub.
@@ -41,6 +42,10 @@ func newNetwork(t *testing.T) (*network, *host) {
 	n := &network{t: t, prefix: fmt.Sprintf("rpmemfs-%s-%d", shop.run, networks)}
 	hub := &host{net: n, space: n.prefix + "-m", addr: "127.0.0.1", hub: "127.0.0.1"}
 	n.space(hub.space)
+	out, err := hub.nft("add table inet probe; delete table inet probe")
+	if n.drops = err == nil; !n.drops {
+		t.Logf("no nftables, so cables lose all packets or none: %v %s", err, out)
+	}
 	return n, hub
 }
 
@@ -84,6 +89,40 @@ func (h *host) mac(end int) string { return fmt.Sprintf("02:00:00:00:%02x:%02x",
 // and up again is noticed by the kernel up to a second late.)
 func (h *host) cut()  { h.net.t.Helper(); h.neighbours("02:ff:ff:ff:ff:ff", "02:ff:ff:ff:ff:ff") }
 func (h *host) mend() { h.net.t.Helper(); h.neighbours(h.mac(2), h.mac(1)) }
+
+// lose loses some packets in a hundred from now on, in each direction; loseNone none. The
+// network can do so if drops.
+func (h *host) lose(percent int) {
+	h.net.t.Helper()
+	rule := fmt.Sprintf("numgen random mod 100 < %d drop", percent)
+	h.mustNFT("table inet loss { chain in { type filter hook input priority 0; " + rule + "; }; chain out { type filter hook output priority 0; " + rule + "; }; }")
+}
+
+func (h *host) loseNone() { h.net.t.Helper(); h.mustNFT("delete table inet loss") }
+
+func (h *host) mustNFT(commands string) {
+	h.net.t.Helper()
+	if out, err := h.nft(commands); err != nil {
+		h.net.t.Fatalf("nft %s: %v\n%s", commands, err, out)
+	}
+}
+
+// nft gives commands to the namespace's packet filter.
+func (h *host) nft(commands string) ([]byte, error) {
+	cmd := h.command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(commands + "\n")
+	return cmd.CombinedOutput()
+}
+
+// down takes the host's end of the cable down, and with it what the kernel knows of
+// neighbours; up makes it as it was, after up to a second.
+func (h *host) down() { h.net.t.Helper(); h.net.ip("-n", h.space, "link", "set", "eth0", "down") }
+
+func (h *host) up() {
+	h.net.t.Helper()
+	h.net.ip("-n", h.space, "link", "set", "eth0", "up")
+	h.mend()
+}
 
 func (h *host) neighbours(own, hub string) {
 	h.net.t.Helper()

@@ -155,7 +155,9 @@ const (
 	daemonReplaced              // the same, but the other node steals the lease
 	daemonPaused                // past its lease, while another node takes over; then it goes on
 	cableOut                    // the same, by a cable that is out
+	linkDown                    // the same, by a link that is set down, which the node's kernel sees
 	cableLoose                  // out for less than a lease
+	cableLossy                  // it loses many packets, for less than a lease
 	nodeKilled                  // the memory node; it comes back within a lease
 	nodePaused                  // for less than a lease
 	nodeLong                    // the memory node is down for longer than a lease
@@ -163,11 +165,14 @@ const (
 )
 
 func (f fault) String() string {
-	return [...]string{"daemon killed", "daemon replaced", "daemon paused", "cable out", "cable loose", "node killed", "node paused", "node down for long"}[f]
+	return [...]string{"daemon killed", "daemon replaced", "daemon paused", "cable out", "link down", "cable loose", "cable lossy",
+		"node killed", "node paused", "node down for long"}[f]
 }
 
 // survivable reports whether programs notice nothing but a longer commit.
-func (f fault) survivable() bool { return f == cableLoose || f == nodeKilled || f == nodePaused }
+func (f fault) survivable() bool {
+	return f == cableLoose || f == cableLossy || f == nodeKilled || f == nodePaused
+}
 
 // Two compute nodes and a memory node on three machines. A program on one of them
 // stamps a file, epoch after epoch; machines die, stop and lose their network at
@@ -188,9 +193,12 @@ func TestNodes(t *testing.T) {
 	p.mounts[0].start()
 	for i := range rounds(100) {
 		// Those that wait for the end of a lease are slow, and rarer.
-		f := []fault{cableLoose, nodeKilled, nodePaused, daemonReplaced}[rng.IntN(4)]
+		f := []fault{cableLoose, cableLossy, nodeKilled, nodePaused, daemonReplaced}[rng.IntN(5)]
 		if rng.IntN(4) == 0 {
 			f = fault(rng.IntN(int(faults)))
+		}
+		if f == cableLossy && !net.drops {
+			f = cableLoose
 		}
 		p.round(i, f)
 	}
@@ -257,10 +265,16 @@ func (p *nodes) strike(f fault) {
 		p.signal(m.daemon, syscall.SIGSTOP)
 	case cableOut:
 		h.cut()
+	case linkDown:
+		h.down()
 	case cableLoose:
 		h.cut()
 		p.nap(nodeLease / 8)
 		h.mend()
+	case cableLossy:
+		h.lose(10 + p.rng.IntN(30))
+		p.nap(nodeLease / 4)
+		h.loseNone()
 	case nodeKilled:
 		p.node.kill()
 		p.nap(nodeLease / 8)
@@ -306,6 +320,8 @@ func (p *nodes) takeOver(f fault, program *child, acked uint64) uint64 {
 		p.signal(old.daemon, syscall.SIGCONT)
 	case cableOut:
 		h.mend()
+	case linkDown:
+		h.up()
 	}
 	// Its next commit fails; until then it may have had more acknowledged.
 	acked = lastNumber(t, program.drainUntilExit(patience), acked)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -168,6 +169,17 @@ func TestReadersBesideWriter(t *testing.T) {
 	_ = follower.program.cmd.Process.Kill() // it may have looked in the middle of a refresh
 	follower.program.drainUntilExit(patience)
 	m.stop()
+
+	// One is stopped until its session is over, and goes on in another.
+	paused := readers[0]
+	must(t, syscall.Kill(-paused.daemon.cmd.Process.Pid, syscall.SIGSTOP))
+	<-time.After(nodeLease + nodeLease/2)
+	acked = program.acknowledged(t, acked)
+	must(t, syscall.Kill(-paused.daemon.cmd.Process.Pid, syscall.SIGCONT))
+	paused.ctl("refresh", paused.path("file"))
+	if now := paused.look(); now < acked {
+		t.Errorf("stamp %d after a pause and a refresh, %d was acknowledged before", now, acked)
+	}
 
 	// A reader dies with its epoch pinned; when its session is over, nobody keeps
 	// anything of it.

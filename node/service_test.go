@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"go.etcd.io/bbolt"
+	"google.golang.org/grpc"
+	reflectpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
 
 	"github.com/rpmemfs/rpmemfs/control/controlpb"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
@@ -316,6 +319,34 @@ func TestDataErrors(t *testing.T) {
 		t.Errorf("flush after the session: got %v", err)
 	}
 	counted("a session that is over", 4, 1)
+}
+
+// A tool without the definition finds it by asking.
+func TestReflection(t *testing.T) {
+	n := newNode(t, Config{})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s, err := reflectpb.NewServerReflectionClient(n.conn()).ServerReflectionInfo(ctx, grpc.WaitForReady(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Send(&reflectpb.ServerReflectionRequest{MessageRequest: &reflectpb.ServerReflectionRequest_ListServices{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := s.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, service := range r.GetListServicesResponse().GetService() {
+		names = append(names, service.GetName())
+	}
+	for _, want := range []string{nodepb.Node_ServiceDesc.ServiceName, "grpc.health.v1.Health"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("services: got %q, want %s among them", names, want)
+		}
+	}
 }
 
 // A restarted node goes on with its sessions: names, bytes and the lease.

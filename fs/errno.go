@@ -24,6 +24,7 @@ var errnos = []struct {
 	{epoch.ErrPoisoned, unix.EIO, false}, // logged with its cause when it happened
 	{region.ErrCorrupt, unix.EIO, true},
 	{region.ErrVersion, unix.EIO, true},
+	{rdmacache.ErrFenced, unix.EIO, false}, // the end of the lease is logged, once
 	{region.ErrNoSpace, unix.ENOSPC, false},
 	{rdmacache.ErrNoData, unix.ENXIO, false},
 	{namespace.ErrNotExist, unix.ENOENT, false},

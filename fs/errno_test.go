@@ -41,6 +41,7 @@ func TestStatus(t *testing.T) {
 		{&region.CorruptError{Region: 1, What: "checksum"}, unix.EIO, true},
 		{region.ErrVersion, unix.EIO, true},
 		{epoch.ErrPoisoned, unix.EIO, false},
+		{rdmacache.ErrFenced, unix.EIO, false},
 		// A region that a full medium poisoned stays poisoned: not ENOSPC.
 		{fmt.Errorf("%w: %w", epoch.ErrPoisoned, region.ErrNoSpace), unix.EIO, false},
 		{rdmacache.ErrNoData, unix.ENXIO, false},

@@ -2,11 +2,13 @@ package tests
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -374,5 +376,63 @@ func TestNodeClean(t *testing.T) {
 	m.start()
 	if out := m.run("cat", m.path("d/50")); strings.TrimSpace(out) != strconv.Itoa(50) {
 		t.Errorf("after a restart of the memory node: %q", out)
+	}
+}
+
+// counter returns the sum of a metric that a daemon tells at an address.
+func counter(t *testing.T, address, name string) (sum float64) {
+	t.Helper()
+	resp, err := http.Get("http://" + address + "/metrics")
+	must(t, err)
+	body, err := io.ReadAll(resp.Body)
+	must(t, errors.Join(err, resp.Body.Close()))
+	found := false
+	for line := range strings.Lines(string(body)) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && strings.HasPrefix(key, name) {
+			n, err := strconv.ParseFloat(value, 64)
+			must(t, err)
+			sum, found = sum+n, true
+		}
+	}
+	if !found {
+		t.Fatalf("no metric %s", name)
+	}
+	return sum
+}
+
+// A program that goes through a file which is nowhere near, by read(2) or through a
+// mapping, waits for few requests: the kernel asks ahead of it, and for many pages at once.
+func TestNodeReadsAhead(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root: the kernel reads ahead as it likes")
+	}
+	const pages = 4096 // 16 MiB
+	dir := fastDir(t)
+	n := newNode(t, dir, nil)
+	m := n.mount(dir, "", "app", nil)
+	metrics := "127.0.0.1:" + freePort(t)
+	m.args = append(m.args, "--metrics", metrics)
+	m.start()
+	p := m.newMapper("file", pages)
+	p.ok("store 1 0 %d", pages)
+	p.ok("msync")
+	p.quit()
+	m.settle("file")
+	for how, read := range map[string]func(){
+		"read(2)": func() { m.run("cat", m.path("file")) },
+		"mapping": func() {
+			p := m.newMapper("file", pages)
+			p.wants("1*4096", "stamps")
+			p.quit()
+		},
+	} {
+		m.stop() // and the kernel forgets
+		m.start()
+		read()
+		asked := counter(t, metrics, "rpmemfs_read_requests_total")
+		t.Logf("%s: %v requests for %d pages", how, asked, pages)
+		if most := 64.0; asked > most { // of 256 KiB
+			t.Errorf("%s: %v requests, want at most %v", how, asked, most)
+		}
 	}
 }

@@ -9,7 +9,8 @@ import (
 )
 
 // Null is the host's device as one that takes no time: its Writes, Reads and Flushes do
-// nothing and succeed at once. What is left is what its user costs.
+// nothing and succeed at once. What is left is what its user costs. Only one goroutine uses
+// what is dialed with it: a Wait under way does not hear of what another one posts.
 func (h *Host) Null() verbs.NIC { return nullNIC{h} }
 
 type nullNIC struct{ verbs.NIC }

@@ -12,7 +12,8 @@ import (
 
 var _ = flag.Uint64("seed", 0, "of tests that are random; none here")
 
-// machine makes a root with files, and directories where the name ends in a slash.
+// machine makes a root with files, directories where the name ends in a slash, and links where the
+// text is an arrow and a path below the root, to a directory that is made.
 func machine(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
@@ -21,6 +22,9 @@ func machine(t *testing.T, files map[string]string) string {
 		err := os.MkdirAll(filepath.Dir(path), 0o755)
 		if strings.HasSuffix(name, "/") {
 			err = os.MkdirAll(path, 0o755)
+		} else if to, ok := strings.CutPrefix(text, "-> "); ok {
+			to = filepath.Join(root, to)
+			err = errors.Join(err, os.MkdirAll(to, 0o755), os.Symlink(to, path))
 		} else if err == nil {
 			err = os.WriteFile(path, []byte(text+"\n"), 0o644)
 		}
@@ -41,7 +45,9 @@ func has(found []Finding, level Level, words string) bool {
 func TestLook(t *testing.T) {
 	const (
 		pmem   = "sys/bus/nd/devices/region0/persistence_domain"
-		devdax = "sys/bus/dax/devices/dax0.0/"
+		devdax = "sys/bus/dax/devices/dax0.0"
+		nvdimm = "-> sys/devices/ndbus0/region0/dax0.0"
+		kind   = "sys/devices/ndbus0/region0/devtype"
 		cpu    = "proc/cpuinfo"
 	)
 	device := RDMADevice{Name: "rxe0", Netdev: "eth0", Active: true, MTU: 4096, Flush: true}
@@ -57,21 +63,24 @@ func TestLook(t *testing.T) {
 			"no /dev/fuse": Bad, "no persistent memory": Note, "no RDMA device": Note, "no known instruction": Note,
 		}},
 		"built without": {nil, nil, errors.New("built without RDMA"), map[string]Level{"built without RDMA": Note}},
-		"FLUSH on device-dax": {map[string]string{"dev/fuse": "", devdax: "", "dev/infiniband/rdma_cm": "", cpu: "flags\t\t: fpu clwb clflush"},
+		"FLUSH on device-dax": {map[string]string{"dev/fuse": "", devdax: nvdimm, kind: "nd_pmem", "dev/infiniband/rdma_cm": "", cpu: "flags\t\t: fpu clwb clflush"},
 			[]RDMADevice{device}, nil, map[string]Level{
 				"by RDMA FLUSH": OK, "rxe0 (eth0) has a link": OK, "--device /dev/dax0.0": OK, "back by CLWB": OK, "/dev/fuse is there": OK,
 			}},
-		"eADR": {map[string]string{devdax: "", pmem: "cpu_cache"}, []RDMADevice{old}, nil, map[string]Level{
+		"eADR": {map[string]string{devdax: nvdimm, kind: "nd_pmem", pmem: "cpu_cache"}, []RDMADevice{old}, nil, map[string]Level{
 			"serve --persistence eadr": OK, "(eADR)": OK, "no RDMA FLUSH": Note, "modprobe rdma_ucm": Bad,
 		}},
-		"ADR": {map[string]string{devdax: "", pmem: "memory_controller"}, []RDMADevice{old}, nil, map[string]Level{
+		"ADR": {map[string]string{devdax: nvdimm, kind: "nd_pmem", pmem: "memory_controller"}, []RDMADevice{old}, nil, map[string]Level{
 			"by this machine's processor": OK, "--persistence adr-no-ddio": OK,
 		}},
 		"fs-dax": {map[string]string{"proc/self/mountinfo": "36 35 259:0 / /mnt/pmem rw,relatime - ext4 /dev/pmem0 rw,dax=always"},
 			[]RDMADevice{device}, nil, map[string]Level{"DAX file system on /mnt/pmem": OK, "do not reach files on /mnt/pmem": Note, "in messages": OK}},
 		"raw namespace": {map[string]string{"sys/bus/nd/devices/namespace0.0/mode": "raw", "sys/bus/nd/devices/namespace0.0/size": "1024"},
 			nil, nil, map[string]Level{"--mode=devdax": Note}},
-		"kmem":        {map[string]string{devdax + "driver/module/drivers/dax:kmem/": ""}, nil, nil, map[string]Level{"daxctl reconfigure-device": Note}},
+		"kmem": {map[string]string{devdax + "/driver/module/drivers/dax:kmem/": ""}, []RDMADevice{device}, nil,
+			map[string]Level{"daxctl reconfigure-device": Note, "in messages": OK}},
+		"volatile device-dax": {map[string]string{devdax: "-> sys/devices/platform/hmem.0/dax0.0"}, []RDMADevice{device}, nil,
+			map[string]Level{"dax0.0 is volatile": Note, "in messages": OK}},
 		"not allowed": {nil, []RDMADevice{{Name: "mlx5_0", Err: errors.New("permission denied")}}, nil, map[string]Level{"mlx5_0: permission denied": Bad}},
 		"no link":     {nil, []RDMADevice{{Name: "mlx5_0"}}, nil, map[string]Level{"mlx5_0 has no link": Bad}},
 		"small packets, on demand": {nil, []RDMADevice{{Name: "a", Active: true, MTU: 1024, ODP: true}}, nil,

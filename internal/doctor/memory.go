@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rpmemfs/rpmemfs/internal/media"
 )
 
 const areaMemory = "memory"
@@ -13,11 +15,19 @@ const areaMemory = "memory"
 // persistentMemory looks for memory that keeps its content, and how it can be used.
 func persistentMemory(h Host) []Finding {
 	var f []Finding
-	for _, d := range h.glob("sys/bus/dax/devices/dax*") {
+	for _, d := range h.glob(daxDevices) {
 		name := filepath.Base(d)
-		if driver := h.glob(filepath.Join(d, "driver", "module", "drivers", "dax:kmem")); len(driver) > 0 {
+		if h.isKmem(d) {
 			f = append(f, Finding{areaMemory, Note, name + " is ordinary memory of the system (kmem)",
 				"to use it for a pool: daxctl reconfigure-device --mode=devdax " + name})
+			continue
+		}
+		if persistent, err := h.persistent(d); err != nil {
+			f = append(f, Finding{areaMemory, Note, fmt.Sprintf("device-dax /dev/%s: whether it is persistent is unknown: %v", name, err), ""})
+			continue
+		} else if !persistent {
+			f = append(f, Finding{areaMemory, Note, fmt.Sprintf("device-dax /dev/%s is volatile: it belongs to no NVDIMM", name),
+				"a pool there is lost with the power; devices of persistent memory survive"})
 			continue
 		}
 		f = append(f, Finding{areaMemory, OK, fmt.Sprintf("device-dax /dev/%s: RDMA devices can reach it; serve --device /dev/%s", name, name), ""})
@@ -50,6 +60,19 @@ func persistentMemory(h Host) []Finding {
 		f = append(f, Finding{areaMemory, Note, "no persistent memory: pools are files, and a commit waits for a disk", ""})
 	}
 	return append(f, flushInstruction(h))
+}
+
+// daxDevices are those of device-dax, below the root.
+const daxDevices = "sys/bus/dax/devices/dax*"
+
+// isKmem says whether the system has a device-dax device for ordinary memory.
+func (h Host) isKmem(device string) bool {
+	return h.exists(filepath.Join(device, "driver/module/drivers/dax:kmem"))
+}
+
+// persistent says whether the memory of a device-dax device survives power loss.
+func (h Host) persistent(device string) (bool, error) {
+	return media.PersistentDAX(filepath.Join(h.Root, device))
 }
 
 // isDAX says whether a line of mountinfo is a DAX mount: super options follow the dash.

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -66,7 +67,10 @@ func methods(h Host) []Finding {
 	for _, d := range h.RDMA {
 		flush = flush || d.Flush
 	}
-	devdax := h.exists("sys/bus/dax/devices/dax*")
+	devdax := slices.ContainsFunc(h.glob(daxDevices), func(d string) bool {
+		persistent, err := h.persistent(d)
+		return err == nil && persistent && !h.isKmem(d)
+	})
 	eadr := false
 	for _, r := range h.glob("sys/bus/nd/devices/region*/persistence_domain") {
 		eadr = eadr || h.read(r) == "cpu_cache"

@@ -22,6 +22,10 @@ func openDeviceDAX(f *os.File, opts Options) (*Pmem, error) {
 	if err != nil {
 		return nil, err
 	}
+	persistent, err := PersistentDAX(deviceDir("/sys", unix.Major(st.Rdev), unix.Minor(st.Rdev)))
+	if err != nil {
+		return nil, err
+	}
 	prot := unix.PROT_READ
 	if !opts.ReadOnly {
 		prot |= unix.PROT_WRITE
@@ -30,14 +34,19 @@ func openDeviceDAX(f *os.File, opts Options) (*Pmem, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.device = true
+	m.device, m.volatile = true, !persistent
 	return m, nil
+}
+
+// deviceDir is the directory of a character device below the sysfs mounted at sys.
+func deviceDir(sys string, major, minor uint32) string {
+	return filepath.Join(sys, "dev/char", fmt.Sprintf("%d:%d", major, minor))
 }
 
 // deviceDAXSize returns the size in bytes of the device-dax device with the
 // given number, below the sysfs mounted at sys.
 func deviceDAXSize(sys string, major, minor uint32) (int64, error) {
-	dir := filepath.Join(sys, "dev/char", fmt.Sprintf("%d:%d", major, minor))
+	dir := deviceDir(sys, major, minor)
 	subsystem, err := os.Readlink(filepath.Join(dir, "subsystem"))
 	if err != nil || filepath.Base(subsystem) != "dax" {
 		return 0, fmt.Errorf("character device %d:%d is not device-dax", major, minor)
@@ -51,4 +60,28 @@ func deviceDAXSize(sys string, major, minor uint32) (int64, error) {
 		return 0, fmt.Errorf("size of device-dax %d:%d: sysfs says %q", major, minor, text)
 	}
 	return size, nil
+}
+
+// PersistentDAX tells whether the memory of a device-dax device survives power loss. dir is
+// the device's directory in sysfs, or a link to it.
+//
+// Persistent memory belongs to a bus of the kernel's NVDIMM subsystem, that behind CXL too. All
+// other devices are of memory that firmware sets apart for its speed or size (Linux,
+// drivers/dax/Kconfig: DEV_DAX_HMEM, DEV_DAX_CXL), and so are regions of type nd_volatile.
+func PersistentDAX(dir string) (bool, error) {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return false, fmt.Errorf("where a device-dax device belongs to: %w", err)
+	}
+	for region := dir; region != filepath.Dir(region); region = filepath.Dir(region) {
+		if !strings.HasPrefix(filepath.Base(filepath.Dir(region)), "ndbus") {
+			continue
+		}
+		kind, err := os.ReadFile(filepath.Join(region, "devtype"))
+		if err != nil {
+			return false, fmt.Errorf("type of the NVDIMM region of a device-dax device: %w", err)
+		}
+		return strings.TrimSpace(string(kind)) != "nd_volatile", nil
+	}
+	return false, nil
 }

@@ -25,7 +25,8 @@ const maxDirtyRanges = 4096
 // Pmem is a medium that is memory: a MAP_SYNC mapping of a DAX file, or of a
 // device-dax device. A write is a copy, a flush writes the cache lines of what
 // was written back (CLWB, CLFLUSHOPT or CLFLUSH) and fences. A mapping of a tmpfs
-// file is volatile, and a flush of it does nothing; much at once is read from the file.
+// file is volatile, as a device of memory that is not persistent, and a flush of it does
+// nothing; much at once is read from the file.
 //
 // MAP_SYNC makes the file system's own metadata durable before a page can be
 // stored to, so no fdatasync is needed (mmap(2)).
@@ -34,7 +35,7 @@ const maxDirtyRanges = 4096
 // Close.
 type Pmem struct {
 	f        *os.File // immutable, owned
-	volatile bool     // a tmpfs file: nothing to flush
+	volatile bool     // lost with the power: nothing to flush
 	readOnly bool
 	device   bool // device-dax, not a file
 	flusher  flusher
@@ -103,7 +104,7 @@ func (m *Pmem) ReadAt(p []byte, off int64) (err error) {
 	if err := m.check("read", len(p), off); err != nil {
 		return err
 	}
-	if m.volatile && len(p) >= preadFrom {
+	if m.volatile && !m.device && len(p) >= preadFrom {
 		return readFile(m.f, p, off)
 	}
 	defer catchFault(debug.SetPanicOnFault(true), "read", off, &err)
@@ -302,15 +303,15 @@ func (m *Pmem) Size() int64 {
 
 // Kind is "dax", or "tmpfs".
 func (m *Pmem) Kind() string {
-	if m.volatile {
+	if m.volatile && !m.device {
 		return kindTmpfs
 	}
 	return "dax"
 }
 
-// Volatile is true for tmpfs only: MAP_SYNC and device-dax exist only over
-// persistent memory. A kernel told by its command line that DRAM is persistent is
-// believed.
+// Volatile is true for tmpfs, and for a device-dax device of memory that is not persistent
+// (PersistentDAX): MAP_SYNC exists only over memory that is. A kernel told by its command line
+// that DRAM is persistent is believed.
 func (m *Pmem) Volatile() bool { return m.volatile }
 
 // Stats counts since the medium was opened.

@@ -264,6 +264,55 @@ func TestDeviceDAXSize(t *testing.T) {
 	}
 }
 
+// Only what belongs to an NVDIMM bus, and is not of a volatile region, survives power loss.
+func TestPersistentDAX(t *testing.T) {
+	const nvdimm = "devices/LNXSYSTM:00/LNXSYBUS:00/ACPI0012:00/ndbus0/region0"
+	for _, c := range []struct {
+		device, region, kind string
+		want                 bool
+	}{
+		{nvdimm + "/dax0.0/dax0.0", nvdimm, "nd_pmem", true},
+		{nvdimm + "/dax0.0/dax0.0", nvdimm, "nd_volatile", false},
+		{"devices/platform/hmem.0/dax0.0", "", "", false},                                // high bandwidth memory
+		{"devices/platform/ACPI0017:00/root0/region0/dax_region0/dax0.0", "", "", false}, // CXL, volatile
+	} {
+		sys := t.TempDir()
+		link := deviceDir(sys, 252, 3)
+		err := errors.Join(os.MkdirAll(filepath.Join(sys, c.device), 0o700), os.MkdirAll(filepath.Dir(link), 0o700),
+			os.Symlink(filepath.Join(sys, c.device), link))
+		if c.region != "" {
+			err = errors.Join(err, os.WriteFile(filepath.Join(sys, c.region, "devtype"), []byte(c.kind+"\n"), 0o600))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := PersistentDAX(link); got != c.want || err != nil {
+			t.Errorf("%s %s: persistent %v, %v, want %v", c.device, c.kind, got, err, c.want)
+		}
+	}
+	if _, err := PersistentDAX(filepath.Join(t.TempDir(), "none")); err == nil {
+		t.Error("a device that is not there: no error")
+	}
+}
+
+// A volatile device is not called tmpfs, and has no file to be read from.
+func TestVolatileDevice(t *testing.T) {
+	m, path := mapTmpfs(t, 64<<10)
+	m.device, m.volatile = true, true
+	if err := errors.Join(m.WriteAt([]byte("x"), 0), m.Flush(), m.Persist(0, 1)); err != nil {
+		t.Error(err)
+	}
+	if m.Kind() != "dax" || !m.Volatile() {
+		t.Errorf("Kind() = %q, Volatile() = %v, want \"dax\", true", m.Kind(), m.Volatile())
+	}
+	if err := os.Truncate(path, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.ReadAt(make([]byte, preadFrom), 0); !errors.Is(err, ErrFault) {
+		t.Errorf("read = %v, want that of memory", err)
+	}
+}
+
 func BenchmarkPmem(b *testing.B) {
 	f, err := os.CreateTemp("/dev/shm", "media-bench-")
 	if err != nil {

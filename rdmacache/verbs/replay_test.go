@@ -270,35 +270,3 @@ func TestWaitsEnd(t *testing.T) {
 	close(gate)
 	f.stop()
 }
-
-// A commit of many pages is one doorbell, one wait and one round trip.
-func TestCommitIsOneRoundTrip(t *testing.T) {
-	s := conntest.NewStore(4<<20, rdmacache.Medium{Kind: "dax"})
-	for _, w := range ways(false) {
-		_, c := connect(t, friendly(), s, w, nil)
-		commit := func() {
-			for i := range int64(50) {
-				if err := c.Write(t.Context(), make([]byte, 4096), i*3*4096); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := c.Flush(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		commit() // asks where the memory is
-		before := c.Stats()
-		commit()
-		after := c.Stats()
-		if n := after.Posts - before.Posts; n != 1 {
-			t.Errorf("%v: %d doorbells", w.method, n)
-		}
-		if n := after.RoundTrips - before.RoundTrips; n != 1 || after.Commits-before.Commits != 1 {
-			t.Errorf("%v: %d round trips, %d commits", w.method, n, after.Commits-before.Commits)
-		}
-		if n := after.Writes - before.Writes; n != 50 {
-			t.Errorf("%v: %d writes", w.method, n)
-		}
-		t.Logf("%v: %d crossings", w.method, after.Crossings()-before.Crossings())
-	}
-}

@@ -57,9 +57,8 @@ type Info struct {
 	Attached func() []attach.Status
 	// Lease tells of the lease of a share; nil for a pool of its own.
 	Lease func() Lease
-	// Transport says how bytes reach the memory node, for people; empty for a pool of its
-	// own.
-	Transport string
+	// Transport says how bytes reach the memory node now, for people; nil for a pool of its own.
+	Transport func() string
 }
 
 // A Lease is the right of a mount to write a share of a memory node.

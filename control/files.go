@@ -52,9 +52,16 @@ func (s *Server) Status(ctx context.Context, _ *controlpb.StatusRequest) (*contr
 		MediumFlushes:      st.Traffic.Flushes,
 
 		Lease:     lease,
-		Transport: text(s.info.Transport),
+		Transport: s.transport(),
 		Attached:  s.attached(ctx),
 	}, nil
+}
+
+func (s *Server) transport() string {
+	if s.info.Transport == nil {
+		return ""
+	}
+	return text(s.info.Transport())
 }
 
 func (s *Server) lease() *controlpb.Lease {

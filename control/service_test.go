@@ -79,12 +79,20 @@ func TestEpochs(t *testing.T) {
 
 func TestStatus(t *testing.T) {
 	v := newFake()
-	c := serve(t, newTestServer(v))
+	s := newTestServer(v)
+	asked := 0
+	s.info.Transport = func() string { asked++; return fmt.Sprintf("way %d", asked) }
+	c := serve(t, s)
+	if _, err := c.Status(t.Context(), &controlpb.StatusRequest{}); err != nil {
+		t.Fatal(err)
+	}
 	got, err := c.Status(t.Context(), &controlpb.StatusRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := &controlpb.StatusResponse{
+		Transport: "way 2", // bytes may take another one than before
+
 		Version: "v1", Pid: 42, OwnerUid: got.GetOwnerUid(), Pool: "/pool", Mountpoint: "/mnt", Started: 1e9,
 		Medium: "tmpfs", Volatile: true, Generation: 3, SizeBytes: 100 << 12, FreeBytes: 40 << 12, Inodes: 1,
 		OpenFiles: 2, OpenHandles: 1, DirtyPages: 9, OnClose: "commit",

@@ -30,6 +30,7 @@ type memoryNode struct {
 	control, data string    // addresses, the same after each start
 	nic           verbs.NIC // nil: no RDMA
 	rdma          string    // address, as those above
+	persistence   verbs.Persistence
 
 	pool   *memnode.Pool // while it runs, as the next
 	server *node.Server
@@ -75,7 +76,7 @@ func (n *memoryNode) start() {
 	control, data := n.listen(&n.control), n.listen(&n.data)
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
-	cfg := node.Config{Pool: pool, Lease: n.lease, TLS: n.tls}
+	cfg := node.Config{Pool: pool, Lease: n.lease, TLS: n.tls, Persistence: n.persistence}
 	if n.nic != nil {
 		if cfg.RDMA, err = n.nic.Listen(n.rdma); err != nil {
 			n.Fatal(err)

@@ -82,7 +82,8 @@ type Pool struct {
 	session  []byte
 	token    []byte
 	opened   *nodepb.OpenResponse
-	// transport is how the data path goes, for people; set before Dial returns.
+	// transport is how the data path goes, for people, unless it is a verbs.Conn, which knows;
+	// set before Dial returns.
 	transport string
 
 	lease    lease
@@ -242,8 +243,13 @@ func (p *Pool) ID() string { return p.opened.GetPool() }
 // Lease is how long the lease lasts without a word of ours.
 func (p *Pool) Lease() time.Duration { return p.lease.length }
 
-// Transport says how bytes go, for people: "tcp, TLS", "rdma, persistent by flush".
-func (p *Pool) Transport() string { return p.transport }
+// Transport says how bytes go now, for people: "tcp, TLS", "rdma, persistent by flush".
+func (p *Pool) Transport() string {
+	if c, ok := p.dataPath().Conn.(*verbs.Conn); ok {
+		return persistentBy(c)
+	}
+	return p.transport
+}
 
 // ReadOnly reports a session that cannot change anything.
 func (p *Pool) ReadOnly() bool { return p.opened.GetReadOnly() }

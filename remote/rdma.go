@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
+	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -36,7 +38,6 @@ func (p *Pool) dialRDMA(ctx context.Context, cfg Config, host string) (rdmacache
 	}
 	c, err := verbs.Dial(ctx, vc)
 	if err == nil {
-		p.transport = "rdma, persistent by " + c.Methods()[0].String()
 		return c, nil
 	}
 	if !errors.Is(err, verbs.ErrMessage) {
@@ -44,6 +45,17 @@ func (p *Pool) dialRDMA(ctx context.Context, cfg Config, host string) (rdmacache
 	}
 	p.transport = transportOf("rdma, messages that the memory node's processor stores", cfg.TLS)
 	return p.dialStream(ctx, cfg.TLS, host, func(ctx context.Context) (net.Conn, error) { return verbs.DialStream(ctx, vc) })
+}
+
+// persistentBy says how bytes go over RDMA, for people: "rdma, persistent by flush".
+func persistentBy(c *verbs.Conn) string {
+	var names []string
+	for _, m := range c.Methods() {
+		if name := m.String(); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return "rdma, persistent by " + strings.Join(names, ", ")
 }
 
 // RDMA returns what the data path has counted; false where it is not over RDMA, or goes

@@ -80,9 +80,13 @@ func TestRDMA(t *testing.T) {
 		t.Errorf("the memory node wrote %d bytes itself", got)
 	}
 
+	n.persistence = verbs.CPUOnly
 	n.restart()
 	if err := commit(p.Conn(), two, off+4096); err != nil {
 		t.Fatalf("after a restart of the memory node: %v", err)
+	}
+	if got := p.Transport(); got != "rdma, persistent by cpu" {
+		t.Errorf("transport %q after the operator has changed what he declares", got)
 	}
 	wantBytes(t, p.Conn(), off, append(one, two...))
 

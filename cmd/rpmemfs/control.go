@@ -22,7 +22,7 @@ func (d *daemon) runControl(ctx context.Context) error {
 		info.Lease = func() control.Lease {
 			return control.Lease{Share: l.Share(), Lasts: l.Lease(), Lost: l.Err()}
 		}
-		info.Transport = l.Transport()
+		info.Transport = l.Transport
 	}
 	return control.NewServer(d.volume, info, d.log).Run(ctx, d.listener)
 }

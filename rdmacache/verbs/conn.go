@@ -188,7 +188,8 @@ func flushError(err error) error {
 	return nil
 }
 
-// Methods returns how writes become persistent, for each queue pair.
+// Methods returns how writes become persistent, for each queue pair. A new connection may have
+// another method, as the memory node may have been started with another declaration.
 func (c *Conn) Methods() []Method {
 	m := make([]Method, len(c.lanes))
 	for i, l := range c.lanes {

@@ -36,6 +36,7 @@ type lane struct {
 	mu       sync.Mutex
 	change   chan struct{} // closed when something below changed; nil if nobody waits for that
 	link     *link         // nil while there is none
+	by       Method        // of the newest link
 	posting  bool          // somebody is in Post of the newest link
 	polling  bool          // somebody is in Poll or Wait
 	copying  int           // who copies to or from the arena
@@ -92,7 +93,7 @@ func dialLane(ctx context.Context, cfg Config) (*lane, rdmacache.Medium, error) 
 	}
 	l.medium = rdmacache.Medium{Kind: w.kind, Volatile: w.volatile}
 	l.readOnly = w.readOnly
-	l.link, l.stats.Connections = k, 1
+	l.link, l.by, l.stats.Connections = k, k.method, 1
 	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	l.stop = stop
 	go l.run(runCtx, k)
@@ -381,10 +382,7 @@ func (l *lane) noSpace(err error, which func(*wait) bool) {
 func (l *lane) method() Method {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.link == nil {
-		return 0
-	}
-	return l.link.method
+	return l.by
 }
 
 func (l *lane) counted() Stats {

@@ -170,7 +170,7 @@ func (l *lane) nextPause() time.Duration {
 func (l *lane) relink(k *link) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.link = k
+	l.link, l.by = k, k.method
 	l.stats.Connections++
 	if len(l.reads)+len(l.waits) == 0 {
 		l.troubled = time.Time{}

@@ -49,6 +49,9 @@ func TestLook(t *testing.T) {
 		nvdimm = "-> sys/devices/ndbus0/region0/dax0.0"
 		kind   = "sys/devices/ndbus0/region0/devtype"
 		cpu    = "proc/cpuinfo"
+		limits = "proc/self/limits"
+		// As the kernel writes it (proc_pid_limits(5)).
+		lockLine = "Max processes             31544                31544                processes\nMax locked memory         "
 	)
 	device := RDMADevice{Name: "rxe0", Netdev: "eth0", Active: true, MTU: 4096, Flush: true}
 	old := device
@@ -85,6 +88,14 @@ func TestLook(t *testing.T) {
 		"no link":     {nil, []RDMADevice{{Name: "mlx5_0"}}, nil, map[string]Level{"mlx5_0 has no link": Bad}},
 		"small packets, on demand": {nil, []RDMADevice{{Name: "a", Active: true, MTU: 1024, ODP: true}}, nil,
 			map[string]Level{"packets of 1024 bytes": Note, "on demand": OK}},
+		"little memory": {map[string]string{limits: lockLine + "8388608              8388608              bytes"}, []RDMADevice{device}, nil,
+			map[string]Level{"only 8192 KiB": Bad}},
+		"some memory": {map[string]string{limits: lockLine + "134217728            unlimited            bytes"}, []RDMADevice{device}, nil,
+			map[string]Level{"128 MiB of memory": Note}},
+		"all memory": {map[string]string{limits: lockLine + "unlimited            unlimited            bytes"}, []RDMADevice{device}, nil,
+			map[string]Level{"memlock is unlimited": OK}},
+		"who may lock memory": {map[string]string{limits: lockLine + "65536 65536 bytes", "proc/self/status": "CapPrm:\t0\nCapEff:\t0000000000004000"},
+			[]RDMADevice{device}, nil, map[string]Level{"CAP_IPC_LOCK": OK}},
 		"software device possible": {map[string]string{"sys/module/rdma_rxe/": ""}, nil, nil, map[string]Level{"rdma link add": Note}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -2,10 +2,10 @@ package doctor
 
 import (
 	"fmt"
+	"math"
 	"path/filepath"
+	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/rpmemfs/rpmemfs/internal/media"
 )
@@ -115,21 +115,30 @@ func memoryLimit(h Host) []Finding {
 	if len(h.RDMA) == 0 {
 		return nil
 	}
-	var l unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &l); err != nil {
-		return []Finding{{areaRDMA, Note, "the limit of locked memory is unknown: " + err.Error(), ""}}
-	}
+	limit, err := lockLimit(h)
 	switch {
 	case capIPCLock(h):
 		return []Finding{{areaRDMA, OK, "any amount of memory may be registered (CAP_IPC_LOCK)", ""}}
-	case l.Cur == unix.RLIM_INFINITY:
+	case err != nil:
+		return []Finding{{areaRDMA, Note, "the limit of locked memory is unknown: " + err.Error(), ""}}
+	case limit == math.MaxUint64:
 		return []Finding{{areaRDMA, OK, "any amount of memory may be registered (memlock is unlimited)", ""}}
-	case l.Cur < wantLocked:
-		return []Finding{{areaRDMA, Bad, fmt.Sprintf("only %d KiB of memory may be registered", l.Cur>>10),
+	case limit < wantLocked:
+		return []Finding{{areaRDMA, Bad, fmt.Sprintf("only %d KiB of memory may be registered", limit>>10),
 			"raise memlock: LimitMEMLOCK=infinity in the unit, or /etc/security/limits.conf; a memory node registers what its clients use"}}
 	}
-	return []Finding{{areaRDMA, Note, fmt.Sprintf("%d MiB of memory may be registered: a mount needs less, a memory node registers what its clients use", l.Cur>>20),
+	return []Finding{{areaRDMA, Note, fmt.Sprintf("%d MiB of memory may be registered: a mount needs less, a memory node registers what its clients use", limit>>20),
 		"for a memory node: LimitMEMLOCK=infinity"}}
+}
+
+// lockLimit is how many bytes this process may lock; math.MaxUint64: any number.
+func lockLimit(h Host) (uint64, error) {
+	_, line, _ := strings.Cut(h.read("proc/self/limits"), "Max locked memory")
+	soft, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+	if soft == "unlimited" {
+		return math.MaxUint64, nil
+	}
+	return strconv.ParseUint(soft, 10, 64)
 }
 
 // capIPCLock says whether this process may lock any amount of memory.

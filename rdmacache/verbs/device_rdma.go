@@ -20,7 +20,6 @@ import (
 // Bits of device_cap_flags_ex (linux/include/uapi/rdma/ib_user_verbs.h).
 const (
 	capFlushPersistent = 1 << 39
-	capAtomicWrite     = 1 << 40
 )
 
 // An rdmaDevice is one that librdmacm has open.
@@ -203,7 +202,6 @@ func reportDevice(dev *C.struct_ibv_device) DeviceReport {
 	r.QueueDepth = int(attr.max_qp_wr)
 	r.MaxMR = uint64(attr.max_mr_size)
 	r.Flush = attr.caps_ex&capFlushPersistent != 0 && C.shim_try(ctx, 0, 1) == 1
-	r.AtomicWrite = attr.caps_ex&capAtomicWrite != 0
 	r.OnDemand = attr.odp_caps != 0
 	for size := 1024; size >= 16; size /= 2 {
 		if C.shim_try(ctx, C.uint32_t(size), 0) == 1 {

@@ -10,8 +10,7 @@ type DeviceReport struct {
 	Inline     int    // bytes that a work request may take along, about
 	MaxMR      uint64 // bytes of the largest MR
 	// Flush says that the device and this program have FLUSH with persistent placement.
-	Flush       bool
-	AtomicWrite bool
+	Flush bool
 	// OnDemand says that the device can fault pages in, which this package does not use.
 	OnDemand bool
 }

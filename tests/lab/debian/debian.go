@@ -87,7 +87,7 @@ func (c *Cache) fetch(ctx context.Context, t Tree, root string) error {
 	c.Log("fetching %s", strings.Join(names, " "))
 	debs, err := a.download(ctx, t.Name, names, t.Alone)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	unfinished := root + ".unfinished"
 	if err := os.RemoveAll(unfinished); err != nil {

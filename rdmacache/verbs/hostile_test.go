@@ -162,11 +162,13 @@ func TestHostileMessages(t *testing.T) {
 	f.serve()
 	damaged := verbs.EncodeMap(1, 0)
 	damaged[8] ^= 1
+	stream := uint64(10) // of its own for each, since the connection before may not have been forgotten yet
 	for name, b := range map[string][]byte{
 		"noise": bytes.Repeat([]byte{0xa5}, 100), "short": {1}, "an answer": verbs.EncodeDone(1), "damaged": damaged,
 		"nothing": {},
 	} {
-		if m, err := connectGood(t, f, 1).ask(b); err == nil {
+		stream++
+		if m, err := connectGood(t, f, stream).ask(b); err == nil {
 			t.Errorf("%s: answered with %+v", name, m)
 		}
 	}

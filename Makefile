@@ -91,8 +91,9 @@ lab: ## RDMA between emulated machines that lose power; LABFLAGS='-run Crash' fo
 	$(GO) test -v -count 1 -timeout 20m ./tests/lab -lab $(LABFLAGS)
 
 # All others are run once more with a memory node in place of a pool of their own: these
-# need the pool's files, have a memory node anyway, or mount nothing.
-NOT_NODE_TESTS := Background|MountHelper|Demo|BadPools|PoolIsLocked|Damaged|Node|Readers|Imports|HeapSameBytes|ExactModel
+# need the pool's files, have a memory node anyway, mount nothing, or bound the memory of a
+# daemon that keeps no clean pages.
+NOT_NODE_TESTS := OverlayBound|Background|MountHelper|Demo|BadPools|PoolIsLocked|Damaged|Node|Readers|Imports|HeapSameBytes|ExactModel
 
 # The C library's own tests, and again under the sanitizers.
 .PHONY: testc

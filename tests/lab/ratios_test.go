@@ -54,7 +54,7 @@ func TestRatios(t *testing.T) {
 		best.take("ib_write_bw", 1e9/s.writeBandwidth(m, c))
 		best.take("1 MiB, mount", s.epoch(c, large, 8))
 		best.take("1 MiB, mount of its own pool", s.epochOn(c, "/own", large, 8))
-		for _, how := range []string{"write", "write-sleep", "commit"} {
+		for _, how := range []string{"write", "write-sleep", "commit", "swing"} {
 			best.take("C, "+how, number(t, s.run(c, "flush", how, nodeHost, fmt.Sprint(pages)), `(\d+) ns per page`))
 		}
 		best.take("page, mount", s.epoch(c, page, epochs))
@@ -92,7 +92,7 @@ func (best times) report(t *testing.T) {
 	}
 	for _, name := range []string{"page, mount", "page, small file", "page, large file"} {
 		t.Logf("commit of a %s: %.0f us", name, best[name]/1e3)
-		for _, how := range []string{"write", "write-sleep", "commit"} {
+		for _, how := range []string{"write", "write-sleep", "commit", "swing"} {
 			t.Logf("... by hand, flush %s: %.0f us; ratio %.2f", how, best["C, "+how]/1e3, best[name]/best["C, "+how])
 		}
 	}

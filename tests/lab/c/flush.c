@@ -9,6 +9,9 @@
  *	flush write-sleep HOST N	the same, and sleep until their end
  *	flush commit HOST N		the same as write, with a record of 128
  *					bytes for each page, as an epoch has one
+ *	flush swing HOST N		the same as write, with an ATOMIC WRITE of a
+ *					pointer behind the flush, and a flush of that:
+ *					a commit without checksums
  *	flush write-only HOST N		the pages without the FLUSH: a completion
  *					says that one has arrived, not that it
  *					is persistent
@@ -30,7 +33,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, RECORD = 128, AREA = 4 << 20 };
+enum { PAGE = 4096, RECORD = 128, POINTER = 8, AREA = 4 << 20 };
 
 static const char port[] = "7480";
 
@@ -47,7 +50,7 @@ static void die(const char *what)
 	exit(1);
 }
 
-/* make_queue makes the queue pair of a connection, with FLUSH. */
+/* make_queue makes the queue pair of a connection, with FLUSH and ATOMIC WRITE. */
 static void make_queue(struct rdma_cm_id *id)
 {
 	struct ibv_qp_init_attr_ex attr = {
@@ -57,7 +60,8 @@ static void make_queue(struct rdma_cm_id *id)
 		.comp_mask = IBV_QP_INIT_ATTR_PD |
 			     IBV_QP_INIT_ATTR_SEND_OPS_FLAGS,
 		.send_ops_flags = IBV_QP_EX_WITH_RDMA_WRITE |
-				  IBV_QP_EX_WITH_FLUSH,
+				  IBV_QP_EX_WITH_FLUSH |
+				  IBV_QP_EX_WITH_ATOMIC_WRITE,
 	};
 
 	attr.pd = ibv_alloc_pd(id->verbs);
@@ -67,7 +71,7 @@ static void make_queue(struct rdma_cm_id *id)
 	if (attr.pd == NULL || attr.send_cq == NULL)
 		die("protection domain, completion queue");
 	if (rdma_create_qp_ex(id, &attr) != 0)
-		die("queue pair with FLUSH");
+		die("queue pair with FLUSH and ATOMIC WRITE");
 }
 
 /* make_id makes an id whose calls wait until they are done. */
@@ -97,6 +101,7 @@ static struct rdma_cm_id *make_id(const char *host, int flags)
 static void serve(const char *device, off_t offset)
 {
 	unsigned int access = IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE |
+			      IBV_ACCESS_REMOTE_ATOMIC |
 			      IBV_ACCESS_FLUSH_PERSISTENT;
 	struct rdma_cm_id *listener = make_id("0.0.0.0", RAI_PASSIVE);
 	struct rdma_cm_id *id;
@@ -132,7 +137,7 @@ static void serve(const char *device, off_t offset)
 }
 
 /* What to do for a page. */
-enum { WITH_FLUSH = 1, ASLEEP = 2, WITH_RECORD = 4 };
+enum { WITH_FLUSH = 1, ASLEEP = 2, WITH_RECORD = 4, WITH_POINTER = 8 };
 
 /* sleep_until waits for the event of a queue that is armed. */
 static void sleep_until(struct ibv_cq *cq)
@@ -165,9 +170,17 @@ static void push(struct ibv_qp *qp, const struct ibv_mr *mr,
 			       RECORD);
 	}
 	if (flush) {
-		q->wr_flags = IBV_SEND_SIGNALED;
+		q->wr_flags = how & WITH_POINTER ? 0 : IBV_SEND_SIGNALED;
 		ibv_wr_flush(q, area->key, area->address + offset,
 			     how & WITH_RECORD ? PAGE + RECORD : PAGE,
+			     IBV_FLUSH_PERSISTENT, IBV_FLUSH_RANGE);
+	}
+	if (how & WITH_POINTER) {
+		uint64_t pointer = area->address + AREA - POINTER;
+
+		ibv_wr_atomic_write(q, area->key, pointer, &offset);
+		q->wr_flags = IBV_SEND_SIGNALED;
+		ibv_wr_flush(q, area->key, pointer, POINTER,
 			     IBV_FLUSH_PERSISTENT, IBV_FLUSH_RANGE);
 	}
 	if (ibv_wr_complete(q) != 0)
@@ -244,11 +257,13 @@ int main(int argc, char **argv)
 		write_pages(argv[2], pages, WITH_FLUSH | ASLEEP);
 	else if (pages > 0 && strcmp(argv[1], "commit") == 0)
 		write_pages(argv[2], pages, WITH_FLUSH | WITH_RECORD);
+	else if (pages > 0 && strcmp(argv[1], "swing") == 0)
+		write_pages(argv[2], pages, WITH_FLUSH | WITH_POINTER);
 	else if (pages > 0 && strcmp(argv[1], "write-only") == 0)
 		write_pages(argv[2], pages, 0);
 	else {
 		fprintf(stderr, "usage: flush serve DEVICE OFFSET | "
-			"{write|write-sleep|commit|write-only} HOST N\n");
+			"{write|write-sleep|commit|swing|write-only} HOST N\n");
 		return 2;
 	}
 	return 0;

@@ -165,9 +165,44 @@ func (m *manager) overdue(s *session) bool {
 		m.log.Warn("the node was paused; a lease lasts longer", "share", s.req.name, "holder", s.lease.Holder, "late", late)
 		return false
 	}
+	if m.lapse(s) {
+		return false
+	}
 	m.counts.Expired++
-	m.end(s, fmt.Sprintf("it was not kept alive for %v", s.lease.Timeout))
+	m.end(s, fmt.Sprintf("it was not kept alive for %v", max(s.lease.Timeout, s.req.patience)))
 	return true
+}
+
+// lapse lets the session of a holder with patience live on whose lease has run out, as long as
+// nobody wants its share: until he is heard again, or his patience is over. After a restart
+// nothing is known of that. mu is held.
+func (m *manager) lapse(s *session) bool {
+	end := s.last.Add(s.req.patience)
+	if s.lapsed || s.req.reader || !time.Now().Before(end) {
+		return false
+	}
+	for _, w := range m.queue {
+		if conflict(w.req.share, s.lease.Share) {
+			return false
+		}
+	}
+	s.lapsed, s.deadline = true, end
+	m.log.Warn("a lease has run out; its holder has it until somebody wants the share", "share", s.req.name, "holder", s.lease.Holder, "patience", s.req.patience)
+	return true
+}
+
+// giveWay ends a session whose lease has run out, because somebody wants its share.
+func (m *manager) giveWay(s *session, who string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.giveWayLocked(s, who)
+}
+
+func (m *manager) giveWayLocked(s *session, who string) {
+	if s.state == live && s.lapsed {
+		m.counts.Expired++
+		m.end(s, fmt.Sprintf("it was not kept alive for %v, and %s wants the share", time.Since(s.last).Round(time.Millisecond), who))
+	}
 }
 
 // end begins to end a live session; gone is closed at the end. mu is held.
@@ -249,7 +284,7 @@ func (m *manager) keepAlive(id sessionID, t token) error {
 	m.counts.KeptAlive++
 	s.last = time.Now()
 	s.deadline = s.last.Add(s.lease.Timeout)
-	s.spared = false
+	s.spared, s.lapsed = false, false
 	s.timer.Reset(s.lease.Timeout)
 	return nil
 }

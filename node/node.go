@@ -34,6 +34,8 @@ const (
 	DefaultLease = 10 * time.Second
 	MinLease     = time.Second
 	MaxLease     = 10 * time.Minute
+	// MaxPatience is the longest that a session may be silent while nobody wants its share.
+	MaxPatience = 24 * time.Hour
 )
 
 // Limits of what a caller may send and of what waits for it.

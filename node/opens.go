@@ -109,6 +109,10 @@ func (s *Server) checkOpen(req *nodepb.OpenRequest, open *openRequest) error {
 		}
 		open.timeout = time.Duration(l)
 	}
+	if p := req.GetPatience(); p > uint64(MaxPatience) {
+		return fmt.Errorf("%w: a patience of %d ns: want at most %v", errInvalid, p, MaxPatience)
+	}
+	open.patience = time.Duration(req.GetPatience())
 	switch n := req.GetNonce(); len(n) {
 	case 0:
 	case nodepb.NonceSize:

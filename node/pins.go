@@ -285,6 +285,8 @@ func (p *pins) newest(ctx context.Context, f *pinnedFile) (cp region.Checkpoint,
 
 // ask has the holder of a lease pin the newest epoch. errOver if its session ends.
 func (p *pins) ask(ctx context.Context, h *session, f *pinnedFile) (region.Checkpoint, error) {
+	const reader = "a reader"
+	p.sessions.giveWay(h, reader)
 	w := h.watch.ask(f.ino)
 	timer := time.NewTimer(h.lease.Timeout + answerIn)
 	defer timer.Stop()
@@ -296,6 +298,9 @@ func (p *pins) ask(ctx context.Context, h *session, f *pinnedFile) (region.Check
 		err = errOver
 	case <-timer.C:
 		err = fmt.Errorf("%w: %s", errSilent, h.lease.Holder)
+		if p.sessions.giveWay(h, reader); !p.sessions.isLive(h) {
+			err = errOver
+		}
 	case <-ctx.Done():
 		err = ctx.Err()
 	}

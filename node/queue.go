@@ -22,6 +22,7 @@ type openRequest struct {
 	identity string
 	holder   string
 	timeout  time.Duration
+	patience time.Duration // see lapse
 	wait     time.Duration
 	steal    bool
 	readOnly bool
@@ -106,6 +107,11 @@ func (m *manager) enqueue(req *openRequest) (*session, *waiter, error) {
 		}
 		m.queue = slices.Insert(m.queue, 0, w)
 	} else {
+		for share, s := range m.sessions {
+			if conflict(share, req.share) {
+				m.giveWayLocked(s, req.holder)
+			}
+		}
 		m.queue = append(m.queue, w)
 	}
 	m.dispatch()

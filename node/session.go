@@ -81,6 +81,7 @@ type session struct {
 	last     time.Time // KeepAlive, or the start
 	deadline time.Time
 	spared   bool // the deadline was put off since
+	lapsed   bool // the lease has run out since; see lapse
 	timer    *time.Timer
 	why      error // set when the session begins to end; matches rdmacache.ErrFenced
 

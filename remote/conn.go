@@ -67,7 +67,7 @@ func (p *Pool) dialStream(ctx context.Context, security *tls.Config, host string
 			return secured(ctx, connect, security)
 		},
 		Token:    [32]byte(p.token),
-		Patience: p.lease.length,
+		Patience: p.lease.patience,
 		Log:      p.log,
 	})
 	if err != nil {

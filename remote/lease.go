@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,22 +21,28 @@ const (
 )
 
 // A lease knows until when the session has the right to its share, if nobody takes
-// it: on this machine's clock, and no longer than the memory node counts.
+// it: on this machine's clock, and no longer than the memory node counts. With patience
+// beyond its length the memory node may give it to another one before that, and says so when it
+// is asked.
 type lease struct {
-	length time.Duration // immutable after begin, as from
-	from   time.Time
-	until  atomic.Int64 // ns after from; publishes only itself
+	length   time.Duration // immutable after begin, as all up to until
+	patience time.Duration // at least length
+	every    time.Duration // it is renewed
+	from     time.Time
+	until    atomic.Int64 // ns after from; publishes only itself
 }
 
-// begin starts a lease that was granted a moment ago.
-func (l *lease) begin(length time.Duration) {
-	l.length, l.from = length, time.Now()
-	l.until.Store(int64(length))
+// begin starts a lease that was granted a moment ago. 0 for patience is its length, for every
+// a third of that.
+func (l *lease) begin(length, patience, every time.Duration) {
+	l.length, l.patience, l.from = length, max(length, patience), time.Now()
+	l.every = min(cmp.Or(every, length/3), length/2)
+	l.until.Store(int64(l.patience))
 }
 
 // renew makes it last from when the memory node was asked; it heard of that later.
 func (l *lease) renew(asked time.Time) {
-	l.until.Store(int64(asked.Sub(l.from) + l.length))
+	l.until.Store(int64(asked.Sub(l.from) + l.patience))
 }
 
 // left is the time that remains; 0 if it is over.
@@ -47,7 +54,7 @@ func (l *lease) left() time.Duration {
 func (p *Pool) keep() {
 	defer close(p.kept)
 	for p.renew() {
-		wait := time.NewTimer(p.lease.length / 3)
+		wait := time.NewTimer(p.lease.every)
 		select {
 		case <-wait.C:
 		case <-p.stop:
@@ -79,7 +86,7 @@ func (p *Pool) renew() bool {
 			p.end(err)
 			return false
 		case tries == 0:
-			p.log.Warn("the memory node does not answer", "node", p.address, "lease left", p.lease.left(), "err", err)
+			p.log.Warn("the memory node does not answer", "node", p.address, "patience left", p.lease.left(), "err", err)
 		}
 		// A connection that says nothing is worse than none: every call waits on it.
 		p.link.cut()
@@ -117,5 +124,5 @@ func (p *Pool) over() error {
 	if err := p.Err(); err != nil || p.lease.left() > 0 {
 		return err
 	}
-	return fmt.Errorf("%w (memory node %s has not answered for %v)", rdmacache.ErrFenced, p.address, p.lease.length)
+	return fmt.Errorf("%w (memory node %s has not answered for %v)", rdmacache.ErrFenced, p.address, p.lease.patience)
 }

@@ -37,7 +37,7 @@ func TestDataPathFindsTheLeaseOver(t *testing.T) {
 	if p.grpc, err = newClient(cfg, p.link); err != nil {
 		t.Fatal(err)
 	}
-	p.lease.begin(10 * time.Second)
+	p.lease.begin(10*time.Second, 0, 0)
 	if err := p.connect(ctx, cfg, "127.0.0.1"); err != nil {
 		t.Fatal(err)
 	}

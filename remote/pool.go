@@ -51,8 +51,14 @@ type Config struct {
 	Steal    bool          // end the session that has the lease, instead of waiting
 	Wait     time.Duration // for the lease, at most
 	Lease    time.Duration // wanted; 0: as the memory node says
-	Holder   string        // who opens, for people: "host:/mountpoint"
-	Log      *slog.Logger  // nil discards
+	// Patience is how long calls wait for a memory node that does not answer, before the
+	// session is over, if that is longer than the lease. Beyond the lease the session ends as
+	// soon as anybody else wants the share, or the memory node restarts and is not reached for as
+	// long as the lease; what was not acknowledged is lost then.
+	Patience  time.Duration
+	Heartbeat time.Duration // between renewals of the lease, at most half of it; 0: a third
+	Holder    string        // who opens, for people: "host:/mountpoint"
+	Log       *slog.Logger  // nil discards
 	// NIC makes the connections of the data path, which is not encrypted then; nil: they
 	// are as those of the API.
 	NIC    verbs.NIC
@@ -69,7 +75,7 @@ const (
 )
 
 // A Pool is a session on a memory node. It is safe for concurrent use. Every call
-// ends by the end of the lease.
+// ends by the end of the lease, or of Config.Patience.
 //
 // It is live, then over: by the end of its lease or by Close.
 type Pool struct {
@@ -161,6 +167,7 @@ func (p *Pool) open(ctx context.Context, cfg Config) error {
 		Create:   cfg.Create,
 		ReadOnly: cfg.ReadOnly,
 		Reader:   cfg.Reader,
+		Patience: uint64(max(cfg.Patience, 0)),
 		Nonce:    make([]byte, nodepb.NonceSize),
 	}
 	_, _ = rand.Read(req.Nonce) // never fails
@@ -169,7 +176,7 @@ func (p *Pool) open(ctx context.Context, cfg Config) error {
 		var at peer.Peer
 		resp, err := p.node.Open(ctx, req, grpc.Peer(&at))
 		if err == nil {
-			return p.begin(resp)
+			return p.begin(resp, cfg)
 		}
 		err = decode(err)
 		sent = sent || at.Addr != nil
@@ -211,7 +218,7 @@ func (p *Pool) leave(req *nodepb.OpenRequest) {
 }
 
 // begin takes over what the memory node says of the new session.
-func (p *Pool) begin(resp *nodepb.OpenResponse) error {
+func (p *Pool) begin(resp *nodepb.OpenResponse, cfg Config) error {
 	length := time.Duration(min(resp.GetLease(), uint64(maxLease)))
 	switch {
 	case len(resp.GetSession()) != nodepb.SessionSize || len(resp.GetToken()) != nodepb.TokenSize:
@@ -226,7 +233,7 @@ func (p *Pool) begin(resp *nodepb.OpenResponse) error {
 	p.opened = resp
 	p.session, p.token = resp.GetSession(), resp.GetToken()
 	p.identity = metadata.Pairs(nodepb.SessionKey, string(p.session), nodepb.TokenKey, string(p.token))
-	p.lease.begin(length)
+	p.lease.begin(length, cfg.Patience, cfg.Heartbeat)
 	return nil
 }
 

@@ -32,7 +32,7 @@ func (p *Pool) dialRDMA(ctx context.Context, cfg Config, host string) (rdmacache
 		NIC:      cfg.NIC,
 		Address:  net.JoinHostPort(host, strconv.Itoa(int(port))),
 		Token:    p.dataToken,
-		Patience: p.lease.length,
+		Patience: p.lease.patience,
 		Queues:   cfg.Queues,
 		Log:      p.log,
 	}

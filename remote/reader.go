@@ -46,7 +46,7 @@ func DialReader(ctx context.Context, cfg Config) (*Reader, error) {
 		return nil, err
 	}
 	return &Reader{
-		Pool: p, cfg: cfg, patience: max(p.Lease(), answerIn),
+		Pool: p, cfg: cfg, patience: max(p.lease.patience, answerIn),
 		calls: p, bytes: p, changed: make(chan struct{}),
 	}, nil
 }

@@ -137,7 +137,7 @@ func TestNonsense(t *testing.T) {
 		}
 	}
 	var p Pool
-	if err := p.begin(good()); err != nil {
+	if err := p.begin(good(), Config{}); err != nil {
 		t.Fatal(err)
 	}
 	for name, spoil := range map[string]func(*nodepb.OpenResponse){
@@ -151,14 +151,14 @@ func TestNonsense(t *testing.T) {
 		r := good()
 		spoil(r)
 		var p Pool
-		if err := p.begin(r); !errors.Is(err, ErrProtocol) {
+		if err := p.begin(r, Config{}); !errors.Is(err, ErrProtocol) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
 	forever := good()
 	forever.Lease = 1 << 63
 	var q Pool
-	if err := q.begin(forever); err != nil || q.lease.length != maxLease {
+	if err := q.begin(forever, Config{}); err != nil || q.lease.length != maxLease {
 		t.Errorf("a lease without an end: %v, %v", q.lease.length, err)
 	}
 

@@ -141,6 +141,14 @@ func (o *options) setMountOption(opt string, sloppy bool) error {
 		d, err := time.ParseDuration(value)
 		o.lease = d
 		return err
+	case "patience":
+		d, err := time.ParseDuration(value)
+		o.patience = d
+		return err
+	case "heartbeat":
+		d, err := time.ParseDuration(value)
+		o.heartbeat = d
+		return err
 	case "follow":
 		d, err := time.ParseDuration(value)
 		o.follow = d
@@ -186,6 +194,12 @@ func (o *options) args() []string {
 	}
 	if o.lease != 0 {
 		args = append(args, "--lease="+o.lease.String())
+	}
+	if o.patience != 0 {
+		args = append(args, "--patience="+o.patience.String())
+	}
+	if o.heartbeat != 0 {
+		args = append(args, "--heartbeat="+o.heartbeat.String())
 	}
 	if o.queuePairs != 0 {
 		args = append(args, "--queue-pairs="+strconv.Itoa(o.queuePairs))

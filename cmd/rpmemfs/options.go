@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"github.com/rpmemfs/rpmemfs/internal/nodeurl"
 	"github.com/rpmemfs/rpmemfs/internal/pki"
 	"github.com/rpmemfs/rpmemfs/namespace"
+	"github.com/rpmemfs/rpmemfs/node"
 )
 
 // options are what a mount is asked for, by flags or by mount(8).
@@ -23,12 +25,14 @@ type options struct {
 	steal      bool
 	wait       time.Duration // for the lease
 	lease      time.Duration
-	queuePairs int       // of an RDMA mount; 0: a default
-	metrics    string    // address; empty: none
-	size       byteSize  // of a new pool; 0: a default
-	device     string    // that holds a new pool's data; empty: a file
-	overlay    byteSize  // memory of one file's open epoch; 0: a default
-	cache      cacheSize // memory for clean pages
+	patience   time.Duration // 0: as long as the lease
+	heartbeat  time.Duration // 0: a third of the lease
+	queuePairs int           // of an RDMA mount; 0: a default
+	metrics    string        // address; empty: none
+	size       byteSize      // of a new pool; 0: a default
+	device     string        // that holds a new pool's data; empty: a file
+	overlay    byteSize      // memory of one file's open epoch; 0: a default
+	cache      cacheSize     // memory for clean pages
 	onClose    closeMode
 	epochs     epochOptions
 	control    string // path of the socket; empty: a default; "none": no socket
@@ -61,7 +65,9 @@ file's attribute user.rpmemfs.interval sets another time, or 0 for none.
 A memory node (see "rpmemfs serve") is mounted by its address. The mount takes the lease
 of the share, and waits for it if another one has it: when that ends, or is dead for
 as long as its lease lasts. A mount that loses its lease can write nothing more; its
-files give EIO until it is mounted again. With rdma:// the bytes of files go over RDMA, not
+files give EIO until it is mounted again. While the memory node does not answer, calls wait:
+as long as the lease lasts, or for --patience if that is longer. Beyond the lease the mount
+goes on when the memory node answers again, unless anybody else wanted the share. With rdma:// the bytes of files go over RDMA, not
 encrypted, and everything else over TLS.
 
 With --read-only a share needs no lease: any number of nodes mount it beside the one
@@ -83,8 +89,10 @@ const mountExample = `  rpmemfs mount --pool /var/lib/pools/a --size 50GiB /mnt/
 // longWait is for ever, for who waits for a lease.
 const longWait = 365 * 24 * time.Hour
 
-func mountCommand() *cobra.Command {
-	o := options{}
+func mountCommand() *cobra.Command { return mountCommandOf(&options{}) }
+
+// mountCommandOf is mountCommand, and sets o from its flags.
+func mountCommandOf(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "mount [flags] {--pool DIR | {tcp|rdma}://HOST[:PORT][/SHARE]} MOUNTPOINT",
 		Short:   "Mount a pool, or a share of a memory node, on a directory",
@@ -95,7 +103,7 @@ func mountCommand() *cobra.Command {
 			if err := o.setPlaces(args); err != nil {
 				return err
 			}
-			if err := o.epochs.check(&o); err != nil {
+			if err := o.epochs.check(o); err != nil {
 				return err
 			}
 			if err := o.checkReader(); err != nil {
@@ -123,6 +131,8 @@ func mountCommand() *cobra.Command {
 	f.BoolVar(&o.steal, "steal", false, "take the lease of the share from who has it; what that mount did not commit is lost")
 	f.DurationVar(&o.wait, "wait", longWait, "how long to wait for the lease of the share")
 	f.DurationVar(&o.lease, "lease", 0, "how long the lease lasts without a sign of life (default: as the memory node says)")
+	f.DurationVar(&o.patience, "patience", 0, "how long calls wait for a memory node that does not answer, if longer than the lease, before they fail with EIO")
+	f.DurationVar(&o.heartbeat, "heartbeat", 0, "how often the lease is renewed, at most twice in its time (default: three times)")
 	f.IntVar(&o.queuePairs, "queue-pairs", 0, "RDMA queue pairs to use, where one cannot fill the link (default 1, at most 16)")
 	f.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics and /healthz on this `address`, such as 127.0.0.1:9470")
 	f.StringVar(&o.control, "control", "", "path of the control socket, or none (default in /run/rpmemfs or $XDG_RUNTIME_DIR/rpmemfs)")
@@ -161,6 +171,22 @@ func (o *options) checkReader() error {
 	return nil
 }
 
+// minHeartbeat is how often a mount can renew its lease at most.
+const minHeartbeat = 10 * time.Millisecond
+
+// checkWaits refuses times that make no sense.
+func (o *options) checkWaits() error {
+	switch {
+	case o.patience < 0 || o.patience > node.MaxPatience:
+		return fmt.Errorf("--patience %v: want at most %v", o.patience, node.MaxPatience)
+	case o.heartbeat != 0 && o.heartbeat < minHeartbeat:
+		return fmt.Errorf("--heartbeat %v: want at least %v", o.heartbeat, minHeartbeat)
+	case o.lease != 0 && o.heartbeat > o.lease/2:
+		return fmt.Errorf("--heartbeat %v: want at most half of the lease, %v", o.heartbeat, o.lease/2)
+	}
+	return nil
+}
+
 // setPlaces takes the arguments: [SOURCE] MOUNTPOINT.
 func (o *options) setPlaces(args []string) error {
 	o.mountpoint = args[len(args)-1]
@@ -180,10 +206,10 @@ func (o *options) setPlaces(args []string) error {
 		if err == nil && o.queuePairs != 0 && (!u.RDMA || o.queuePairs < 0 || o.queuePairs > maxQueuePairs) {
 			err = fmt.Errorf("--queue-pairs %d: want 1 to %d, and rdma://", o.queuePairs, maxQueuePairs)
 		}
-		return err
+		return cmp.Or(err, o.checkWaits())
 	}
-	if o.steal || o.wait != longWait || o.lease != 0 || o.queuePairs != 0 || o.tls != (pki.Options{}) {
-		return errors.New("--steal, --wait, --lease and certificates are for memory nodes, as in tcp://host/share: a pool of one's own needs none")
+	if o.steal || o.wait != longWait || o.lease != 0 || o.patience != 0 || o.heartbeat != 0 || o.queuePairs != 0 || o.tls != (pki.Options{}) {
+		return errors.New("--steal, --wait, --lease, --patience, --heartbeat and certificates are for memory nodes, as in tcp://host/share: a pool of one's own needs none")
 	}
 	return nil
 }

@@ -23,6 +23,7 @@ func TestHelperArgs(t *testing.T) {
 		{"/pool /mnt -o ro -o allow_other,noexec", "--on-close=rollback --allow-other --read-only --no-exec"},
 		{"-oro /pool /mnt -t fuse.rpmemfs", "--on-close=rollback --read-only"},
 		{"/pool /mnt -o ro,follow=1s", "--on-close=rollback --read-only --follow=1s"},
+		{"/pool /mnt -o lease=4s,patience=1h,heartbeat=1s", "--on-close=rollback --lease=4s --patience=1h0m0s --heartbeat=1s"},
 		{"/pool /mnt -o follow=often", `time: invalid duration "often"`},
 		{"-sn /pool -o strange,ro /mnt", "--on-close=rollback --read-only"},
 		{"/pool /mnt -N /proc/1/ns/mnt", "--on-close=rollback"},
@@ -65,6 +66,33 @@ func TestHelperArgs(t *testing.T) {
 	}
 	if _, fake, err := parseHelperArgs([]string{"-f", "/pool", "/mnt"}); !fake || err != nil {
 		t.Errorf("-f: got %v, %v, want a fake mount", fake, err)
+	}
+}
+
+// Times that make no sense are refused, with what would.
+func TestWaits(t *testing.T) {
+	for flags, want := range map[string]string{
+		"--patience 1h --heartbeat 2s --lease 4s": "",
+		"--patience 25h":                          "--patience 25h0m0s: want at most 24h0m0s",
+		"--heartbeat 1ms":                         "--heartbeat 1ms: want at least 10ms",
+		"--heartbeat 3s --lease 4s":               "--heartbeat 3s: want at most half of the lease, 2s",
+	} {
+		var o options
+		cmd := mountCommandOf(&o)
+		if err := cmd.ParseFlags(strings.Fields(flags)); err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		if err := o.setPlaces([]string{"tcp://node/share", "/mnt"}); err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%s: got %q, want %q", flags, got, want)
+		}
+	}
+	o := options{pool: "/pool", wait: longWait, patience: 1}
+	if err := o.setPlaces([]string{"/mnt"}); err == nil {
+		t.Error("patience with a pool of one's own is taken")
 	}
 }
 

@@ -150,17 +150,19 @@ func (o *options) dialNode(ctx context.Context, log *slog.Logger) (source, error
 		return nil, err
 	}
 	cfg := remote.Config{
-		Address: u.Address(),
-		TLS:     tls,
-		Share:   u.Share,
-		Create:  !o.readOnly,
-		Steal:   o.steal,
-		Wait:    o.wait,
-		Lease:   o.lease,
-		NIC:     nic,
-		Queues:  o.queuePairs,
-		Holder:  fmt.Sprintf("%s:%s", host, o.mountpoint),
-		Log:     log,
+		Address:   u.Address(),
+		TLS:       tls,
+		Share:     u.Share,
+		Create:    !o.readOnly,
+		Steal:     o.steal,
+		Wait:      o.wait,
+		Lease:     o.lease,
+		Patience:  o.patience,
+		Heartbeat: o.heartbeat,
+		NIC:       nic,
+		Queues:    o.queuePairs,
+		Holder:    fmt.Sprintf("%s:%s", host, o.mountpoint),
+		Log:       log,
 	}
 	var l leased
 	if o.readOnly {

@@ -61,7 +61,10 @@ type OpenRequest struct {
 	Nonce []byte `protobuf:"bytes,8,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	// Only read, beside whoever has the lease: no lease is taken, nothing is waited
 	// for, and no change is possible. Implies read_only.
-	Reader        bool `protobuf:"varint,9,opt,name=reader,proto3" json:"reader,omitempty"`
+	Reader bool `protobuf:"varint,9,opt,name=reader,proto3" json:"reader,omitempty"`
+	// How long the session may be silent while nobody else wants the share, if that is longer
+	// than its lease; at most 24 hours. It means nothing to a reader.
+	Patience      uint64 `protobuf:"varint,10,opt,name=patience,proto3" json:"patience,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -157,6 +160,13 @@ func (x *OpenRequest) GetReader() bool {
 		return x.Reader
 	}
 	return false
+}
+
+func (x *OpenRequest) GetPatience() uint64 {
+	if x != nil {
+		return x.Patience
+	}
+	return 0
 }
 
 type OpenResponse struct {
@@ -4246,7 +4256,7 @@ var File_node_proto protoreflect.FileDescriptor
 const file_node_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"node.proto\x12\x0frpmemfs.node.v1\"\xde\x01\n" +
+	"node.proto\x12\x0frpmemfs.node.v1\"\xfa\x01\n" +
 	"\vOpenRequest\x12\x14\n" +
 	"\x05share\x18\x01 \x01(\tR\x05share\x12\x14\n" +
 	"\x05steal\x18\x02 \x01(\bR\x05steal\x12\x12\n" +
@@ -4256,7 +4266,9 @@ const file_node_proto_rawDesc = "" +
 	"\x06create\x18\x06 \x01(\bR\x06create\x12\x1b\n" +
 	"\tread_only\x18\a \x01(\bR\breadOnly\x12\x14\n" +
 	"\x05nonce\x18\b \x01(\fR\x05nonce\x12\x16\n" +
-	"\x06reader\x18\t \x01(\bR\x06reader\"\xdf\x02\n" +
+	"\x06reader\x18\t \x01(\bR\x06reader\x12\x1a\n" +
+	"\bpatience\x18\n" +
+	" \x01(\x04R\bpatience\"\xdf\x02\n" +
 	"\fOpenResponse\x12\x18\n" +
 	"\asession\x18\x01 \x01(\fR\asession\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\fR\x05token\x12\x14\n" +

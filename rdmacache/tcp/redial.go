@@ -42,14 +42,17 @@ func (k *clientLink) fail(err error) {
 }
 
 // The quiet of a peer is counted in ticks of an interval in which it has to show
-// signs of life; after stallTicks the connection is cut.
+// signs of life; after stallTicks the connection is cut. However long the patience, another
+// connection is tried before long.
 const (
 	ticksPerPatience = 12
 	stallTicks       = 4
+	maxTick          = 5 * time.Second
+	maxConnect       = 30 * time.Second
 )
 
 func (c *Conn) aliveInterval() time.Duration {
-	return min(max(c.patience/ticksPerPatience, minAlive), maxAlive)
+	return min(max(c.patience/ticksPerPatience, minAlive), maxTick)
 }
 
 // run keeps a connection until the Conn fails or is closed.
@@ -208,7 +211,7 @@ func (c *Conn) fail(err error) {
 
 // connect makes one try at a connection.
 func (c *Conn) connect(ctx context.Context) (*clientLink, *welcome, error) {
-	ctx, cancel := context.WithTimeout(ctx, max(c.patience/3, minPatience))
+	ctx, cancel := context.WithTimeout(ctx, min(max(c.patience/3, minPatience), maxConnect))
 	defer cancel()
 	nc, err := c.cfg.Connect(ctx)
 	if err != nil {

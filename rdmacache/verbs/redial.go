@@ -11,9 +11,12 @@ import (
 )
 
 // The quiet of a peer is counted in ticks; after stallTicks the connection is broken off.
+// However long the patience, another connection is tried before long.
 const (
 	ticksPerPatience = 12
 	stallTicks       = 4
+	maxTick          = 5 * time.Second
+	maxConnect       = 30 * time.Second
 )
 
 // run keeps a connection until the lane fails or is closed.
@@ -34,7 +37,7 @@ func (l *lane) run(ctx context.Context, k *link) {
 // watch waits until k breaks, and breaks it when the peer lets requests wait without a
 // sign of life. It returns since when nothing was heard.
 func (l *lane) watch(ctx context.Context, k *link) time.Time {
-	tick := time.NewTicker(l.cfg.Patience / ticksPerPatience)
+	tick := time.NewTicker(min(l.cfg.Patience/ticksPerPatience, maxTick))
 	defer tick.Stop()
 	var (
 		heard uint64
@@ -187,7 +190,7 @@ func (l *lane) fail(err error) {
 
 // connect makes one try at a connection. No queue pair of the lane is left.
 func (l *lane) connect(ctx context.Context) (*link, *welcome, error) {
-	ctx, cancel := context.WithTimeout(ctx, max(l.cfg.Patience/3, minPatience))
+	ctx, cancel := context.WithTimeout(ctx, min(max(l.cfg.Patience/3, minPatience), maxConnect))
 	defer cancel()
 	l.attempt++
 	d := dialer{cfg: &l.cfg, hello: hello{stream: l.stream, attempt: l.attempt}, sends: queueSends, recvs: maxClientCredits}

@@ -259,6 +259,8 @@ func (w *world) compute(rng *rand.Rand, name string) {
 		t := w.open(rng, name, h, s, remote.Config{
 			Steal: rng.IntN(2) == 0,
 			Wait:  time.Duration(rng.Int64N(int64(2 * w.lease))),
+			// Every third goes on after its lease, if nobody came.
+			Patience: time.Duration(life%3/2) * 4 * w.lease,
 		})
 		if t != nil {
 			w.tenure(t)

@@ -48,6 +48,7 @@ type fakeRegion struct {
 	extra     []uint64
 	slow      time.Duration // of a Capture
 	attached  int
+	pauses    []time.Duration
 	left      bool       // somebody closed the file, and others have it open
 	onSize    func()     // called for each entry of a ring
 	running   func() int // how many threads run; nil: nobody knows

@@ -22,6 +22,7 @@ type group struct {
 	region   Region // closed by run
 	interval func(uint64) time.Duration
 	errno    func(error) unix.Errno
+	paused   func(time.Duration)
 	log      *slog.Logger
 	work     chan struct{}  // wakes run; has room for one
 	ended    chan struct{}  // closed when the server has forgotten it
@@ -52,7 +53,7 @@ type group struct {
 
 func newGroup(ino uint64, region Region, cfg *Config) *group {
 	g := &group{
-		ino: ino, region: region, interval: cfg.Interval, errno: cfg.Errno, log: cfg.Log,
+		ino: ino, region: region, interval: cfg.Interval, errno: cfg.Errno, paused: cfg.Paused, log: cfg.Log,
 		work: make(chan struct{}, 1), ended: make(chan struct{}),
 		members: make(map[uint32]*member), calls: make(map[uint64]chan outcome),
 	}
@@ -151,6 +152,7 @@ func (g *group) send(to uint32, msg wire.Message) {
 	case *wire.Release:
 		if v.Errno == 0 && v.N == m.counters.last.N && m.counters.last.Pause == 0 {
 			m.counters.last.Pause = time.Since(g.allIn)
+			g.paused(m.counters.last.Pause)
 		}
 	}
 	if err := c.link.send(msg); err != nil {

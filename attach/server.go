@@ -38,7 +38,10 @@ type Config struct {
 	// Errno is what members are told of an error. nil tells unix.Errno as they are,
 	// those of package namespace that Attach returns, and EIO for all others.
 	Errno func(error) unix.Errno
-	Log   *slog.Logger // nil discards
+	// Paused is told how long each barrier that sealed paused the members; nil: nobody is. It
+	// does not wait.
+	Paused func(time.Duration)
+	Log    *slog.Logger // nil discards
 }
 
 // A Server runs the barriers of all files that have members. It is safe for
@@ -60,6 +63,9 @@ func NewServer(cfg Config) *Server {
 	}
 	if cfg.Errno == nil {
 		cfg.Errno = defaultErrno
+	}
+	if cfg.Paused == nil {
+		cfg.Paused = func(time.Duration) {}
 	}
 	errno := cfg.Errno
 	cfg.Errno = func(err error) unix.Errno {

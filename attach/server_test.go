@@ -37,7 +37,8 @@ func serve(t *testing.T, r *fakeRegion, interval func(uint64) time.Duration) (*S
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := NewServer(Config{Regions: r, Interval: interval, Errno: testErrno})
+	paused := func(d time.Duration) { r.set(func() { r.pauses = append(r.pauses, d) }) }
+	s := NewServer(Config{Regions: r, Interval: interval, Errno: testErrno, Paused: paused})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(ctx, l) }()
@@ -93,6 +94,11 @@ func TestCheckpoint(t *testing.T) {
 		!st.Members[0].Tracks || st.Last.Epoch != 2 || st.Last.Copied != 1 || st.Last.Pause <= 0 || st.Last.Drained {
 		t.Errorf("got status %+v", st)
 	}
+	r.set(func() {
+		if len(r.pauses) != 2 || r.pauses[1] != st.Last.Pause {
+			t.Errorf("pauses %v of two barriers, the last %v", r.pauses, st.Last.Pause)
+		}
+	})
 	m.detach()
 	eventually(t, "the group ends", func() bool { _, ok := s.Status(testIno); return !ok })
 	if _, rollbacks := r.counts(); rollbacks != 0 {

@@ -45,13 +45,18 @@ func (m members) Checkpoint(ctx context.Context, ino uint64) (epoch.ID, bool, er
 
 // newAttachServer returns the server of the attach socket.
 func (d *daemon) newAttachServer() *attach.Server {
+	var paused func(time.Duration)
+	if d.metrics != nil {
+		paused = d.metrics.pauses()
+	}
 	return attach.NewServer(attach.Config{
 		Regions: regions{d.volume},
 		Interval: func(ino uint64) time.Duration {
 			return d.volume.Interval(context.Background(), namespace.Ino(ino))
 		},
-		Errno: attachErrno,
-		Log:   d.log,
+		Errno:  attachErrno,
+		Paused: paused,
+		Log:    d.log,
 	})
 }
 

@@ -35,6 +35,11 @@ func (m *metricsServer) commits() func(time.Duration) {
 	return m.Durations("rpmemfs_commit_seconds", "Commits, from when a program, a timer or a close asks for one until it is durable.")
 }
 
+// pauses returns what is told how long attached programs were paused.
+func (m *metricsServer) pauses() func(time.Duration) {
+	return m.Durations("rpmemfs_pause_seconds", "Pauses of attached programs, from when the last thread came to a restart point until they went on.")
+}
+
 // addPages adds the metrics of clean pages in local memory; pages may be nil.
 func (m *metricsServer) addPages(pages *rdmacache.Pages) {
 	if pages == nil {
@@ -140,16 +145,6 @@ var attachMetrics = []metrics.Metric[[]attach.Status]{
 				n += f.CalledOff
 			}
 			return float64(n)
-		},
-	},
-	{
-		Kind: metrics.Gauge, Name: "rpmemfs_last_pause_seconds", Help: "Pause of attached programs at their last barrier, the longest of all files.",
-		Value: func(files []attach.Status) float64 {
-			longest := time.Duration(0)
-			for _, f := range files {
-				longest = max(longest, f.Last.Pause)
-			}
-			return longest.Seconds()
 		},
 	},
 }

@@ -98,7 +98,7 @@ func TestMountMetrics(t *testing.T) {
 		}
 	}()
 	var lost error
-	attached := []attach.Status{{CalledOff: 3, Members: make([]attach.Member, 2), Last: attach.Barrier{Pause: 5e6}}, {Members: make([]attach.Member, 1)}}
+	attached := []attach.Status{{CalledOff: 3, Members: make([]attach.Member, 2)}, {Members: make([]attach.Member, 1)}}
 	m.addMount(vol, func() []attach.Status { return attached }, func() error { return lost })
 	scrape := runMetrics(t, m)
 
@@ -119,7 +119,7 @@ func TestMountMetrics(t *testing.T) {
 	expectMetrics(t, scrape(),
 		"rpmemfs_pushed_bytes_total 4096", "rpmemfs_read_bytes_total 4096", "rpmemfs_flush_seconds_count 3", "rpmemfs_read_seconds_count 1",
 		"rpmemfs_pool_errors_total 1", "rpmemfs_flushes_in_flight 0", "rpmemfs_pool_size_bytes 1.677312e+07", "rpmemfs_commits_total 0",
-		"rpmemfs_attached_files 2", "rpmemfs_attached_programs 3", "rpmemfs_barriers_called_off 3", "rpmemfs_last_pause_seconds 0.005",
+		"rpmemfs_attached_files 2", "rpmemfs_attached_programs 3", "rpmemfs_barriers_called_off 3",
 		"rpmemfs_lease_held 1", `rpmemfs_snapshot_errors_total{source="volume"} 0`)
 	a, err := vol.Create(ctx, namespace.Root, "file", namespace.Inode{Mode: unix.S_IFREG | 0o644})
 	if err != nil {

@@ -122,6 +122,7 @@ func TestShareAndLease(t *testing.T) {
 	}
 	ask("share", "make", "new", "--quota", "1GiB")
 	refused(exitFailed, `make share "new": file exists`, "share", "make", "new")
+	refused(exitFailed, "share quota new SIZE", "share", "make", "new")
 	if out := ask("share", "ls"); !strings.Contains(out, "0 B      1.0 GiB  -      free") || !strings.Contains(out, `"web\x1b7"`) || !strings.Contains(out, "web7:/mnt (web7)") {
 		t.Errorf("share ls: got\n%s", out)
 	}

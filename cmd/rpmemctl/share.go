@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
 
+	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
 )
 
@@ -58,10 +60,14 @@ it mounts for the first time; make it before to give it a quota at once.`,
 		Example: `  rpmemctl share make web7 --quota 10GiB --node tcp://node1 --pki /etc/rpmemfs/pki/operator`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return n.changeShare(cmd.Context(), "made", args[0], uint64(quota), func(ctx context.Context, c nodepb.NodeClient) error {
+			err := n.changeShare(cmd.Context(), "made", args[0], uint64(quota), func(ctx context.Context, c nodepb.NodeClient) error {
 				_, err := c.MakeShare(ctx, &nodepb.MakeShareRequest{Name: args[0], QuotaBytes: uint64(quota), NamesQuotaBytes: uint64(names)})
 				return err
 			})
+			if errors.Is(err, namespace.ErrExist) {
+				return hinted(err, "'rpmemctl share ls' shows it, and 'rpmemctl share quota %s SIZE' sets its quota.", shellQuote(args[0]))
+			}
+			return err
 		},
 	}
 	cmd.Flags().Var(&quota, "quota", "how much its files may be granted, such as 10GiB; 0: no quota")

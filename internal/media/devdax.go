@@ -67,15 +67,21 @@ func deviceDAXSize(sys string, major, minor uint32) (int64, error) {
 //
 // Persistent memory belongs to a bus of the kernel's NVDIMM subsystem, that behind CXL too. All
 // other devices are of memory that firmware sets apart for its speed or size (Linux,
-// drivers/dax/Kconfig: DEV_DAX_HMEM, DEV_DAX_CXL), and so are regions of type nd_volatile.
+// drivers/dax/Kconfig: DEV_DAX_HMEM, DEV_DAX_CXL), and so are regions of type nd_volatile. What a
+// virtual machine's host gives it as virtio-pmem is persistent only after a request to the host,
+// which no device-dax device makes.
 func PersistentDAX(dir string) (bool, error) {
 	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return false, fmt.Errorf("where a device-dax device belongs to: %w", err)
 	}
 	for region := dir; region != filepath.Dir(region); region = filepath.Dir(region) {
-		if !strings.HasPrefix(filepath.Base(filepath.Dir(region)), "ndbus") {
+		bus := filepath.Dir(region)
+		if !strings.HasPrefix(filepath.Base(bus), "ndbus") {
 			continue
+		}
+		if strings.HasPrefix(filepath.Base(filepath.Dir(bus)), "virtio") {
+			return false, nil
 		}
 		kind, err := os.ReadFile(filepath.Join(region, "devtype"))
 		if err != nil {

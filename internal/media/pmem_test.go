@@ -266,13 +266,17 @@ func TestDeviceDAXSize(t *testing.T) {
 
 // Only what belongs to an NVDIMM bus, and is not of a volatile region, survives power loss.
 func TestPersistentDAX(t *testing.T) {
-	const nvdimm = "devices/LNXSYSTM:00/LNXSYBUS:00/ACPI0012:00/ndbus0/region0"
+	const (
+		nvdimm = "devices/LNXSYSTM:00/LNXSYBUS:00/ACPI0012:00/ndbus0/region0"
+		virtio = "devices/pci0000:00/0000:00:04.0/virtio1/ndbus0/region0"
+	)
 	for _, c := range []struct {
 		device, region, kind string
 		want                 bool
 	}{
 		{nvdimm + "/dax0.0/dax0.0", nvdimm, "nd_pmem", true},
 		{nvdimm + "/dax0.0/dax0.0", nvdimm, "nd_volatile", false},
+		{virtio + "/dax0.0/dax0.0", virtio, "nd_pmem", false},
 		{"devices/platform/hmem.0/dax0.0", "", "", false},                                // high bandwidth memory
 		{"devices/platform/ACPI0017:00/root0/region0/dax_region0/dax0.0", "", "", false}, // CXL, volatile
 	} {

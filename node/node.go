@@ -50,7 +50,8 @@ const (
 	pingEvery = 10 * time.Second
 
 	// stopGrace is how long calls may go on after Run's context is done, and
-	// again how long cancelled calls may take to return.
+	// again how long cancelled calls may take to return. Data connections have less
+	// (package rdmacache/tcp), and a service manager should wait longer.
 	stopGrace = 5 * time.Second
 )
 
@@ -116,7 +117,8 @@ func NewServer(cfg Config) *Server {
 
 // Run serves both listeners, which it closes, until ctx is done or one fails. It
 // takes up the leases that are recorded, and leaves them recorded when it ends: so
-// holders go on when the node is back in time. Calls under way get a few seconds.
+// holders go on when the node is back in time. Calls under way get a few seconds, and
+// so do requests that data connections over TCP had received.
 // When it returns nil, no call uses the pool any more, and what was written is
 // flushed.
 func (s *Server) Run(ctx context.Context, control, data net.Listener) error {

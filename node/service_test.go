@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -381,6 +383,41 @@ func TestNodeRestarts(t *testing.T) {
 	}
 	_, err := n.tryOpen(s.node, &nodepb.OpenRequest{Share: "a"})
 	wantReason(t, "open by another", err, controlpb.Reason_REASON_LEASED)
+}
+
+// A node that stops answers the flush that it has under way, though it serves no more.
+func TestStopAnswersFlush(t *testing.T) {
+	inside, gate := make(chan struct{}), make(chan struct{})
+	open := sync.OnceFunc(func() { close(gate) })
+	defer open()
+	n := newNode(t, Config{Flushed: func(time.Duration) { close(inside); <-gate }})
+	s := n.open(&nodepb.OpenRequest{Share: "a", Create: true})
+	off := n.grant(s, n.file(s, "f"))
+	conn := n.dial(s)
+	if err := conn.Write(s.ctx, bytes.Repeat([]byte{1}, 4096), off); err != nil {
+		t.Fatal(err)
+	}
+	flushed := make(chan error, 1)
+	go func() { flushed <- conn.Flush(s.ctx) }()
+	<-inside
+	// A connection that says nothing ends when the node begins to stop.
+	stranger, err := net.Dial("tcp", n.data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		n.stop()
+	}()
+	_, _ = stranger.Read(make([]byte, 1))
+	open()
+	<-stopped
+	// Only an answer over the first connection can come now.
+	if err := <-flushed; err != nil {
+		t.Errorf("flush while the node stopped: %v", err)
+	}
 }
 
 // Who has the whole pool is told what is wrong with it; who has a share, that

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rpmemfs/rpmemfs/internal/places"
 )
 
 // A direct is a connection that can be taken from the runtime's poller. From then on
@@ -145,6 +147,31 @@ func (d *direct) Close() error {
 	// Close alone does not wake who sleeps in a read or a write.
 	_ = d.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
 	return d.file.Close()
+}
+
+// CloseRead lets Read return what has been received, and then io.EOF. It also wakes
+// who sleeps in one. A connection without a half that can be closed is cut.
+func (d *direct) CloseRead() {
+	d.mu.Lock()
+	file, conn := d.file, d.Conn
+	d.mu.Unlock()
+	if file != nil {
+		_ = d.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RD) }) // or it has ended
+		return
+	}
+	if outer, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
+		conn = outer.NetConn()
+	}
+	half, ok := conn.(interface{ CloseRead() error })
+	if !ok || half.CloseRead() != nil {
+		d.cut()
+	}
+}
+
+// cut closes the connection without a word to the peer, for which TLS would wait.
+func (d *direct) cut() {
+	places.Closer(d.Conn)()
+	_ = d.Close()
 }
 
 // comesSoon waits until there is something to receive from a detached connection, be

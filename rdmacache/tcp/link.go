@@ -13,6 +13,12 @@ import (
 // slowBytes bounds the READs of a connection that wait for a slow medium.
 const slowBytes = 2 << 20
 
+// drainTime bounds how long a connection goes on when the server stops. A flush takes
+// milliseconds, and on a disk that is busy some hundred. It is less than calls of the
+// API get then (package node), so that nobody waits for it alone, and less than the third
+// of the usual lease after which a client would not wait for the answer.
+const drainTime = 2 * time.Second
+
 // A link is one connection of a client, at the server.
 //
 // Requests are applied in their order by one goroutine. Where the medium waits for
@@ -51,12 +57,15 @@ func newLink(nc *direct, session Session, h hello) *link {
 	return k
 }
 
-// serve answers requests until the connection or the session ends, or ctx.
+// serve answers requests until the connection or the session ends. When ctx ends it takes
+// those that have arrived, answers them, and is done.
 func (k *link) serve(ctx context.Context) error {
 	k.rx, k.out = newReceiver(k.nc), newAnswers(k.nc)
-	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(ctx, k.drain)
+	defer stop()
+	served, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var watch sync.WaitGroup
-	watch.Go(func() { k.watch(ctx) })
+	watch.Go(func() { k.watch(served, ctx) })
 	defer watch.Wait()
 	defer cancel()
 	defer k.slow.Wait()
@@ -67,6 +76,14 @@ func (k *link) serve(ctx context.Context) error {
 		_ = k.out.send()
 	}
 	return err
+}
+
+// drain lets nothing come but what is there. Neither a client that goes on sending, nor
+// one that does not take its answers, nor a medium that does not answer, has more than
+// drainTime.
+func (k *link) drain() {
+	time.AfterFunc(drainTime, k.nc.cut) // which has ended by then
+	k.nc.CloseRead()
 }
 
 // loop takes requests until one breaks the protocol, the session is over, or the
@@ -218,16 +235,22 @@ func (k *link) beside(n int, work func()) {
 }
 
 // watch cuts the connection when the session is over, and tells the client that
-// what it waits for is at work.
-func (k *link) watch(ctx context.Context) {
+// what it waits for is at work, until served ends. server is the context of the server.
+func (k *link) watch(served, server context.Context) {
 	tick := time.NewTicker(k.hello.alive)
 	defer tick.Stop()
 	heard := int64(0)
 	for {
 		select {
-		case <-ctx.Done():
+		case <-served.Done():
 			return
 		case <-k.session.Done():
+			if server.Err() != nil {
+				// A node that stops ends what waits in its sessions, though they go
+				// on at the next one, which tells of those that do not.
+				k.nc.cut()
+				return
+			}
 			// A client that takes nothing is not told why.
 			late := time.AfterFunc(time.Second, func() { _ = k.nc.Close() })
 			defer late.Stop()

@@ -51,7 +51,12 @@ type server struct {
 type clientLinks map[uint64]*link
 
 // Serve serves the connections that l accepts, until ctx ends or l fails. It closes
-// l, and returns when no connection is left. ctx.Err() if ctx ended.
+// l, and returns when no connection is left, and nothing is applied any more. ctx.Err()
+// if ctx ended.
+//
+// Requests that have arrived by then are applied and answered over their connection, if
+// that takes no longer than two seconds. Those after them clients send to whoever serves
+// next.
 //
 // A connection takes less than 4 MiB of memory, whatever the client sends.
 func Serve(ctx context.Context, l net.Listener, sessions Sessions, cfg ServerConfig) error {
@@ -99,10 +104,9 @@ func (s *server) accept(ctx context.Context, conn net.Conn) {
 	place := s.strangers.Enter(places.Source(nc.RemoteAddr()), places.Closer(conn))
 	s.links.Go(func() {
 		defer func() { _ = nc.Close() }()
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		stop := context.AfterFunc(ctx, func() { _ = nc.Close() })
-		defer stop()
+		// Who was not welcomed has nothing to wait for.
+		welcome := context.AfterFunc(ctx, func() { _ = nc.Close() })
+		defer welcome()
 		deadline := time.Now().Add(handshakeTimeout)
 		h, session, err := s.hello(nc, deadline)
 		if !place.Leave() && err == nil {
@@ -114,7 +118,7 @@ func (s *server) accept(ctx context.Context, conn net.Conn) {
 			return
 		}
 		k, err := s.greet(ctx, nc, session, h, deadline)
-		if err == nil {
+		if err == nil && welcome() {
 			if s.few() {
 				nc.detach(writeTimeout)
 			}

@@ -60,8 +60,9 @@ func within(t *testing.T, limit time.Duration, what string, f func() error) erro
 	return err
 }
 
-// TestConformanceTLS is the suite over TLS, where nothing is sent as it is.
-func TestConformanceTLS(t *testing.T) {
+// testTLS returns configurations of both ends.
+func testTLS(t *testing.T) (server, client *tls.Config) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -76,8 +77,14 @@ func TestConformanceTLS(t *testing.T) {
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(cert)
-	server := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
-	client := &tls.Config{RootCAs: roots, ServerName: "node"}
+	server = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	client = &tls.Config{RootCAs: roots, ServerName: "node"}
+	return server, client
+}
+
+// TestConformanceTLS is the suite over TLS, where nothing is sent as it is.
+func TestConformanceTLS(t *testing.T) {
+	server, client := testTLS(t)
 	conntest.Run(t, *seed, func(t *testing.T, s *conntest.Store) rdmacache.Conn {
 		address := serve(t, one{s}, func(l net.Listener) net.Listener { return tls.NewListener(l, server) })
 		return dial(t, tcp.Config{Connect: func(ctx context.Context) (net.Conn, error) {

@@ -39,6 +39,9 @@ func (d *direct) detach(timeout time.Duration) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.closed {
+		return
+	}
 	file, err := blocking(t, timeout)
 	if err != nil {
 		return // it works as it is
@@ -132,18 +135,24 @@ func (d *direct) SetWriteDeadline(t time.Time) error {
 	return d.Conn.SetWriteDeadline(t)
 }
 
-// Close ends what is under way.
+// farewell is how long a peer has to take the alert that ends TLS: who closes a connection
+// may do so because the peer takes nothing any more.
+const farewell = 100 * time.Millisecond
+
+// Close ends what is under way. It returns within farewell, and a second call at once.
 func (d *direct) Close() error {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	closed := d.closed
+	d.closed = true
+	d.mu.Unlock()
 	switch {
-	case d.closed:
+	case closed:
 		return net.ErrClosed
 	case d.file == nil:
-		d.closed = true
+		late := time.AfterFunc(farewell, places.Closer(d.Conn))
+		defer late.Stop()
 		return d.Conn.Close()
 	}
-	d.closed = true
 	// Close alone does not wake who sleeps in a read or a write.
 	_ = d.raw.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) })
 	return d.file.Close()

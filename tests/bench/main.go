@@ -89,6 +89,7 @@ func run(percent int, only string) (err error) {
 		{"node: commit", b.nodeCommit},
 		{"node: push", b.nodePush},
 		{"node: scale", b.nodeScale},
+		{"node: beside", b.nodeBeside},
 		{"node: failover", b.nodeFailover},
 		{"node: read", b.nodeRead},
 		{"rdma: processor time", b.rdma},

@@ -12,16 +12,21 @@ import (
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 )
 
+// called is a server with one session, and the context of a call that names it.
+func called(t *testing.T) (*Server, *session, context.Context) {
+	srv := NewServer(Config{})
+	srv.sessions = start(t, newFakeStore(t))
+	s := mustOpen(t, srv.sessions, request(2, "a"))
+	id, secret := s.id(), s.token
+	return srv, s, metadata.NewIncomingContext(t.Context(), metadata.Pairs(nodepb.SessionKey, string(id[:]), nodepb.TokenKey, string(secret[:])))
+}
+
 // A change outlives its caller's connection, so that the repetition finds it done;
 // nothing outlives the session.
 func TestCallsUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		srv := NewServer(Config{})
-		srv.sessions = start(t, newFakeStore(t))
+		srv, s, incoming := called(t)
 		defer srv.sessions.stop()
-		s := mustOpen(t, srv.sessions, request(2, "a"))
-		id, secret := s.id(), s.token
-		incoming := metadata.NewIncomingContext(t.Context(), metadata.Pairs(nodepb.SessionKey, string(id[:]), nodepb.TokenKey, string(secret[:])))
 
 		finish := make(chan struct{})
 		handle := func(ctx context.Context, _ any) (any, error) {
@@ -59,7 +64,7 @@ func TestCallsUnderWay(t *testing.T) {
 		change = &nodepb.ReapRequest{RequestId: 2}
 		first = call(incoming, change, nodepb.Node_Reap_FullMethodName)
 		look = call(incoming, &nodepb.UsageRequest{}, nodepb.Node_Usage_FullMethodName)
-		if err := srv.sessions.close(t.Context(), id, secret); err != nil {
+		if err := srv.sessions.close(t.Context(), s.id(), s.token); err != nil {
 			t.Fatal(err)
 		}
 		for what, done := range map[string]<-chan error{"change": first, "look": look} {
@@ -74,12 +79,8 @@ func TestCallsUnderWay(t *testing.T) {
 // leaves with its connection and with the session; the request goes on.
 func TestWaitersLeave(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		srv := NewServer(Config{})
-		srv.sessions = start(t, newFakeStore(t))
+		srv, s, incoming := called(t)
 		defer srv.sessions.stop()
-		s := mustOpen(t, srv.sessions, request(2, "a"))
-		id, secret := s.id(), s.token
-		incoming := metadata.NewIncomingContext(t.Context(), metadata.Pairs(nodepb.SessionKey, string(id[:]), nodepb.TokenKey, string(secret[:])))
 
 		// A medium that answers in its own time, whatever becomes of the session.
 		finish := make(chan struct{})
@@ -120,7 +121,7 @@ func TestWaitersLeave(t *testing.T) {
 		disconnect()
 		ended("the caller has gone", gone, context.Canceled)
 		late := waiters(incoming)
-		if err := srv.sessions.close(t.Context(), id, secret); err != nil {
+		if err := srv.sessions.close(t.Context(), s.id(), s.token); err != nil {
 			t.Fatal(err)
 		}
 		ended("the session is over", late, rdmacache.ErrFenced)

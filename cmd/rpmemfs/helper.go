@@ -114,9 +114,7 @@ func (o *options) setMountOption(opt string, sloppy bool) error {
 	case "on_close", "on-close":
 		return o.onClose.Set(value)
 	case "epoch":
-		d, err := time.ParseDuration(value)
-		o.epochs.interval = d
-		return err
+		return setDuration(&o.epochs.interval, value)
 	case "quiesce":
 		return o.epochs.quiesce.Set(value)
 	case "pki":
@@ -134,25 +132,15 @@ func (o *options) setMountOption(opt string, sloppy bool) error {
 	case "steal":
 		o.steal = true
 	case "wait":
-		d, err := time.ParseDuration(value)
-		o.wait = d
-		return err
+		return setDuration(&o.wait, value)
 	case "lease":
-		d, err := time.ParseDuration(value)
-		o.lease = d
-		return err
+		return setDuration(&o.lease, value)
 	case "patience":
-		d, err := time.ParseDuration(value)
-		o.patience = d
-		return err
+		return setDuration(&o.patience, value)
 	case "heartbeat":
-		d, err := time.ParseDuration(value)
-		o.heartbeat = d
-		return err
+		return setDuration(&o.heartbeat, value)
 	case "follow":
-		d, err := time.ParseDuration(value)
-		o.follow = d
-		return err
+		return setDuration(&o.follow, value)
 	case "control":
 		o.control = value
 	case "log_file":
@@ -166,6 +154,11 @@ func (o *options) setMountOption(opt string, sloppy bool) error {
 		return fmt.Errorf("unknown mount option %q", opt)
 	}
 	return nil
+}
+
+func setDuration(to *time.Duration, value string) (err error) {
+	*to, err = time.ParseDuration(value)
+	return err
 }
 
 // args is the command line that asks `rpmemfs` for the same mount.

@@ -169,8 +169,13 @@ func (m *manager) overdue(s *session) bool {
 		return false
 	}
 	m.counts.Expired++
-	m.end(s, fmt.Sprintf("it was not kept alive for %v", max(s.lease.Timeout, s.req.patience)))
+	m.end(s, s.silence())
 	return true
+}
+
+// silence says for how long nothing was heard of a session's holder. mu is held.
+func (s *session) silence() string {
+	return fmt.Sprintf("it was not kept alive for %v", time.Since(s.last).Round(time.Millisecond))
 }
 
 // lapse lets the session of a holder with patience live on whose lease has run out, as long as
@@ -201,7 +206,7 @@ func (m *manager) giveWay(s *session, who string) {
 func (m *manager) giveWayLocked(s *session, who string) {
 	if s.state == live && s.lapsed {
 		m.counts.Expired++
-		m.end(s, fmt.Sprintf("it was not kept alive for %v, and %s wants the share", time.Since(s.last).Round(time.Millisecond), who))
+		m.end(s, fmt.Sprintf("%s, and %s wants the share", s.silence(), who))
 	}
 }
 

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -44,9 +46,12 @@ func TestPatience(t *testing.T) {
 // Who wants the share of a holder with patience waits for the lease, and no longer: whether
 // he came before it ran out or after.
 func TestPatienceGivesWay(t *testing.T) {
-	for name, c := range map[string]struct{ silent, waits time.Duration }{
-		"comes within the lease": {time.Second, 9 * time.Second},
-		"comes after it":         {30 * time.Minute, 0},
+	for name, c := range map[string]struct {
+		silent, waits time.Duration
+		why           string
+	}{
+		"comes within the lease": {time.Second, 9 * time.Second, "not kept alive for 10s)"},
+		"comes after it":         {30 * time.Minute, 0, "not kept alive for 30m0s, and b wants the share)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -62,6 +67,9 @@ func TestPatienceGivesWay(t *testing.T) {
 					t.Errorf("waited for %v, want %v", got, c.waits)
 				}
 				wantFenced(t, m, a)
+				if err := m.keepAlive(a.id(), a.token); !strings.Contains(fmt.Sprint(err), c.why) {
+					t.Errorf("the holder is told %v, want %s", err, c.why)
+				}
 			})
 		})
 	}

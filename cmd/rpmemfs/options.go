@@ -132,7 +132,7 @@ func mountCommandOf(o *options) *cobra.Command {
 	f.DurationVar(&o.wait, "wait", longWait, "how long to wait for the lease of the share")
 	f.DurationVar(&o.lease, "lease", 0, "how long the lease lasts without a sign of life (default: as the memory node says)")
 	f.DurationVar(&o.patience, "patience", 0, "how long calls wait for a memory node that does not answer, if longer than the lease, before they fail with EIO")
-	f.DurationVar(&o.heartbeat, "heartbeat", 0, "how often the lease is renewed, at most twice in its time (default: three times)")
+	f.DurationVar(&o.heartbeat, "heartbeat", 0, "time between renewals of the lease, at most half of it (default: a third)")
 	f.IntVar(&o.queuePairs, "queue-pairs", 0, "RDMA queue pairs to use, where one cannot fill the link (default 1, at most 16)")
 	f.StringVar(&o.metrics, "metrics", "", "serve Prometheus metrics and /healthz on this `address`, such as 127.0.0.1:9470")
 	f.StringVar(&o.control, "control", "", "path of the control socket, or none (default in /run/rpmemfs or $XDG_RUNTIME_DIR/rpmemfs)")
@@ -178,7 +178,7 @@ const minHeartbeat = 10 * time.Millisecond
 func (o *options) checkWaits() error {
 	switch {
 	case o.patience < 0 || o.patience > node.MaxPatience:
-		return fmt.Errorf("--patience %v: want at most %v", o.patience, node.MaxPatience)
+		return fmt.Errorf("--patience %v: want 0 to %v", o.patience, node.MaxPatience)
 	case o.heartbeat != 0 && o.heartbeat < minHeartbeat:
 		return fmt.Errorf("--heartbeat %v: want at least %v", o.heartbeat, minHeartbeat)
 	case o.lease != 0 && o.heartbeat > o.lease/2:

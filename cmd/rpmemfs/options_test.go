@@ -73,7 +73,7 @@ func TestHelperArgs(t *testing.T) {
 func TestWaits(t *testing.T) {
 	for flags, want := range map[string]string{
 		"--patience 1h --heartbeat 2s --lease 4s": "",
-		"--patience 25h":            "--patience 25h0m0s: want at most 24h0m0s",
+		"--patience 25h":            "--patience 25h0m0s: want 0 to 24h0m0s",
 		"--heartbeat 1ms":           "--heartbeat 1ms: want at least 10ms",
 		"--heartbeat 3s --lease 4s": "--heartbeat 3s: want at most half of the lease, 2s",
 	} {

@@ -28,7 +28,7 @@ func TestFaultAtEachCall(t *testing.T) {
 // The same over the kernel's TCP, with what takes no time: plain, where the end without the
 // fault uses its socket directly, and below TLS.
 func TestFaultAtEachCallOfASocket(t *testing.T) {
-	serverTLS, clientTLS := testTLS(t)
+	serverTLS, clientTLS := tcp.Certified(t)
 	file := rdmacache.Medium{Kind: "file"}
 	for name, k := range map[string]callTest{"plain": {medium: dax}, "tls": {medium: file, server: serverTLS, client: clientTLS}} {
 		if testing.Short() && k.server != nil {

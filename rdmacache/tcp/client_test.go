@@ -3,13 +3,8 @@ package tcp_test
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
-	"math/big"
 	"net"
 	"runtime"
 	"sync"
@@ -60,31 +55,9 @@ func within(t *testing.T, limit time.Duration, what string, f func() error) erro
 	return err
 }
 
-// testTLS returns configurations of both ends.
-func testTLS(t *testing.T) (server, client *tls.Config) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"node"}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, cert, cert, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if cert, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(cert)
-	server = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
-	client = &tls.Config{RootCAs: roots, ServerName: "node"}
-	return server, client
-}
-
 // TestConformanceTLS is the suite over TLS, where nothing is sent as it is.
 func TestConformanceTLS(t *testing.T) {
-	server, client := testTLS(t)
+	server, client := tcp.Certified(t)
 	conntest.Run(t, *seed, func(t *testing.T, s *conntest.Store) rdmacache.Conn {
 		address := serve(t, one{s}, func(l net.Listener) net.Listener { return tls.NewListener(l, server) })
 		return dial(t, tcp.Config{Connect: func(ctx context.Context) (net.Conn, error) {

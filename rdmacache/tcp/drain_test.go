@@ -3,14 +3,9 @@ package tcp
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
-	"math/big"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -19,27 +14,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-// certified returns the configurations of both ends of TLS.
-func certified(t *testing.T) (server, client *tls.Config) {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"node"}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, cert, cert, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if cert, err = x509.ParseCertificate(der); err != nil {
-		t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(cert)
-	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}},
-		&tls.Config{RootCAs: roots, ServerName: "node"}
-}
 
 // A stopping is a server that a test stops.
 type stopping struct {
@@ -58,7 +32,7 @@ func (n *node) serveUntil(t *testing.T, secure bool) *stopping {
 	}
 	s := &stopping{address: l.Addr().String(), ended: make(chan error, 1)}
 	if secure {
-		server, client := certified(t)
+		server, client := Certified(t)
 		s.client, l = client, tls.NewListener(l, server)
 	}
 	var ctx context.Context

@@ -47,7 +47,7 @@ type mounted struct {
 	point  string
 	flags  []string
 	daemon *exec.Cmd // nil while there is none
-	log    bytes.Buffer
+	log    daemonLog
 }
 
 // newMounted mounts a new pool with more flags.
@@ -76,6 +76,24 @@ func newMounted(t *testing.T, flags ...string) *mounted {
 	})
 	m.start()
 	return m
+}
+
+// A daemonLog is what a daemon has written so far. It is safe for concurrent use.
+type daemonLog struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *daemonLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *daemonLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // start mounts the pool and waits until programs can use it.

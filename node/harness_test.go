@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/rpmemfs/rpmemfs/control/controlpb"
+	"github.com/rpmemfs/rpmemfs/internal/loopback"
 	"github.com/rpmemfs/rpmemfs/internal/rpcerr"
 	"github.com/rpmemfs/rpmemfs/memnode"
 	"github.com/rpmemfs/rpmemfs/node/nodepb"
@@ -36,7 +37,8 @@ type testNode struct {
 // newNode makes a pool and starts a node on it.
 func newNode(t *testing.T, cfg Config) *testNode {
 	t.Helper()
-	n := &testNode{t: t, dir: t.TempDir(), cfg: cfg, addr: "127.0.0.1:0", data: "127.0.0.1:0"}
+	host := loopback.Host()
+	n := &testNode{t: t, dir: t.TempDir(), cfg: cfg, addr: host + ":0", data: host + ":0"}
 	if err := memnode.Create(n.dir, memnode.CreateOptions{SizeBytes: 16 << 20}); err != nil {
 		t.Fatal(err)
 	}
@@ -74,10 +76,6 @@ func (n *testNode) start() {
 func (n *testNode) listen(addr *string) net.Listener {
 	n.t.Helper()
 	l, err := net.Listen("tcp", *addr)
-	// A client that dialled while nobody listened may have got the port itself.
-	for deadline := time.Now().Add(10 * time.Second); err != nil && time.Now().Before(deadline); l, err = net.Listen("tcp", *addr) {
-		time.Sleep(10 * time.Millisecond)
-	}
 	if err != nil {
 		n.t.Fatal(err)
 	}

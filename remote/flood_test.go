@@ -124,7 +124,7 @@ func TestFlood(t *testing.T) {
 	wrong.InsecureSkipVerify = true
 	none := &tls.Config{InsecureSkipVerify: true}
 	mallory := clientTLS(t, dir, "mallory")
-	mallory.ServerName = "127.0.0.1"
+	mallory.ServerName = host
 	shake := func(cfg *tls.Config, then func(net.Conn)) func(net.Conn) {
 		return func(nc net.Conn) {
 			c := tls.Client(nc, cfg)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rpmemfs/rpmemfs/internal/loopback"
 	"github.com/rpmemfs/rpmemfs/memnode"
 	"github.com/rpmemfs/rpmemfs/node"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
@@ -20,6 +21,9 @@ var ctx = context.Background()
 
 // patience bounds every wait of these tests.
 const patience = 20 * time.Second
+
+// host is the address of this test's memory nodes.
+var host = loopback.Host()
 
 // A memoryNode is a node.Server on a pool directory that survives it.
 type memoryNode struct {
@@ -53,12 +57,12 @@ func (n *memoryNode) create() {
 	}
 	n.dir = filepath.Join(n.dir, "pool")
 	if n.nic != nil && n.rdma == "" {
-		n.rdma = "127.0.0.1:0"
+		n.rdma = host + ":0"
 	}
 	if err := memnode.Create(n.dir, memnode.CreateOptions{SizeBytes: 64 << 20}); err != nil {
 		n.Fatal(err)
 	}
-	n.control, n.data = "127.0.0.1:0", "127.0.0.1:0"
+	n.control, n.data = host+":0", host+":0"
 	n.start()
 	n.Cleanup(func() {
 		if n.stop != nil {
@@ -117,21 +121,22 @@ func (n *memoryNode) restart() {
 // A path is a way to a memory node that the test can disturb.
 type path struct{ control, data *proxy }
 
-// path makes proxies at another address of this machine, on the same ports: the
+// path makes proxies at an address of their own, on the same ports: the
 // memory node tells clients the port of its data path, not the host.
 func (n *memoryNode) path() path { return n.pathTo(n.data) }
 
 // pathTo is path with a data path of the test's own.
 func (n *memoryNode) pathTo(data string) path {
 	n.Helper()
-	at := func(address, target string) *proxy {
+	at := loopback.Host()
+	before := func(address, target string) *proxy {
 		_, port, err := net.SplitHostPort(address)
 		if err != nil {
 			n.Fatal(err)
 		}
-		return newProxy(n.TB, net.JoinHostPort("127.0.0.2", port), target)
+		return newProxy(n.TB, net.JoinHostPort(at, port), target)
 	}
-	return path{at(n.control, n.control), at(n.data, data)}
+	return path{before(n.control, n.control), before(n.data, data)}
 }
 
 func (p path) set(w weather) {

@@ -28,7 +28,7 @@ func newRDMANode(t *testing.T, lease time.Duration) (*memoryNode, verbs.NIC) {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	f := model.New(model.Config{})
-	n := &memoryNode{TB: t, lease: lease, dir: dir, nic: f.Host("127.0.0.1", model.HostOptions{})}
+	n := &memoryNode{TB: t, lease: lease, dir: dir, nic: f.Host(host, model.HostOptions{})}
 	n.create()
 	return n, f.Host("compute", model.HostOptions{})
 }
@@ -145,7 +145,7 @@ func TestRDMAMessages(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := model.New(model.Config{})
-	n := &memoryNode{TB: t, lease: 2 * time.Second, nic: f.Host("127.0.0.1", model.HostOptions{Flush: true})}
+	n := &memoryNode{TB: t, lease: 2 * time.Second, nic: f.Host(host, model.HostOptions{Flush: true})}
 	if n.tls, err = pki.ServerConfig(files); err != nil {
 		t.Fatal(err)
 	}

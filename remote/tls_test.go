@@ -19,7 +19,7 @@ func certificates(t *testing.T, requests ...pki.Request) (dir string) {
 	if err := pki.Init(dir); err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range append(requests, pki.Request{Name: "node", Hosts: []string{"127.0.0.1"}}) {
+	for _, r := range append(requests, pki.Request{Name: "node", Hosts: []string{host}}) {
 		if _, err := pki.Issue(dir, r); err != nil {
 			t.Fatal(err)
 		}

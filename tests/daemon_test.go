@@ -83,7 +83,7 @@ func prepareMount(t *testing.T, dir string, args ...string) *mount {
 			size, args = args[i+1], slices.Delete(slices.Clone(args), i, i+2)
 		}
 		m.node = newSizedNode(t, dir, nil, size)
-		m.source = "tcp://127.0.0.1:" + m.node.control
+		m.source = "tcp://" + m.node.address
 		m.args = append([]string{"--insecure", "--steal"}, args...)
 	}
 	t.Cleanup(func() {

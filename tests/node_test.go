@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
+
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rpmemfs/rpmemfs/internal/loopback"
 )
 
 // nodeLease is short, because the tests wait for the end of leases.
@@ -27,6 +29,7 @@ type node struct {
 	pki           string // directory of certificates; empty: no TLS
 	host          *host  // nil: the machine itself
 	size          string // of a new pool; empty: a default
+	address       string // its host: an address of this machine, without TLS
 	control, data string // ports
 	daemon        *child // nil: it does not run
 }
@@ -39,7 +42,7 @@ func newSizedNode(t *testing.T, dir string, at *host, size string) *node {
 	t.Helper()
 	n := &node{t: t, pool: filepath.Join(dir, "pool"), host: at, size: size, control: "7470", data: "7471"}
 	if at == nil {
-		n.control, n.data = freePort(t), freePort(t)
+		n.address = loopback.Host()
 	} else {
 		n.pki = filepath.Join(dir, "pki")
 		ctl := func(args ...string) {
@@ -64,21 +67,6 @@ func newSizedNode(t *testing.T, dir string, at *host, size string) *node {
 	return n
 }
 
-// freePort returns a port that nobody listens on just now.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
-}
-
 func (n *node) start() {
 	n.t.Helper()
 	args := []string{"serve", n.pool, "--lease", nodeLease.String()}
@@ -86,7 +74,7 @@ func (n *node) start() {
 		args = append(args, "--size", n.size)
 	}
 	cmd := (&mount{t: n.t}).command(tool(n.t, "rpmemfs"), append(args,
-		"--insecure", "--listen", "127.0.0.1:"+n.control, "--data", "127.0.0.1:"+n.data)...)
+		"--insecure", "--listen", n.address+":"+n.control, "--data", n.address+":"+n.data)...)
 	if n.host != nil {
 		cmd = n.host.command(tool(n.t, "rpmemfs"), append(args,
 			"--pki", filepath.Join(n.pki, "node"), "--listen", ":"+n.control, "--data", ":"+n.data)...)
@@ -123,7 +111,7 @@ func (n *node) inspectLog() {
 func (n *node) mount(dir, name, share string, from *host) *mount {
 	n.t.Helper()
 	m := prepareMount(n.t, dir)
-	m.source, m.host = "tcp://127.0.0.1:"+n.control+"/"+share, from
+	m.source, m.host = "tcp://"+n.address+"/"+share, from
 	m.args = []string{"--insecure"}
 	if from != nil {
 		m.source = "tcp://" + from.hub + "/" + share
@@ -350,7 +338,7 @@ func TestNodeClean(t *testing.T) {
 	dir := fastDir(t)
 	n := newNode(t, dir, nil)
 	m := n.mount(dir, "", "", nil)
-	metrics := "127.0.0.1:" + freePort(t)
+	metrics := loopback.Host() + ":9470"
 	m.args = append(m.args, "--metrics", metrics)
 	m.start()
 	m.run("sh", "-ec", `cd "$1"; mkdir d; for i in $(seq 50); do echo $i >d/$i; done; mv d/1 x; ln x y; ln -s x z; rm d/2; sync x; cat z`, "sh", m.mnt)
@@ -410,7 +398,7 @@ func TestNodeReadsAhead(t *testing.T) {
 	dir := fastDir(t)
 	n := newNode(t, dir, nil)
 	m := n.mount(dir, "", "app", nil)
-	metrics := "127.0.0.1:" + freePort(t)
+	metrics := loopback.Host() + ":9470"
 	m.args = append(m.args, "--metrics", metrics)
 	m.start()
 	p := m.newMapper("file", pages)

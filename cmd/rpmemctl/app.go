@@ -24,7 +24,8 @@ type app struct {
 	started bool          // the arguments were accepted
 	look    bool          // the command changes nothing: a pool is opened for reading
 
-	sessions []*session // open; close ends them
+	sessions []*session         // open; close ends them
+	stop     context.CancelFunc // leaves signals alone again; nil: they were
 }
 
 func newApp(in io.Reader, out, errOut io.Writer) *app {
@@ -38,6 +39,9 @@ func (a *app) close() error {
 		errs = append(errs, s.close())
 	}
 	a.sessions = nil
+	if a.stop != nil {
+		a.stop()
+	}
 	return errors.Join(errs...)
 }
 

@@ -40,6 +40,9 @@ in C, C++, Python, Java and Rust do. Static ones, Go's among them, run as ever.`
 		Example: `  rpmemctl run -- python3 train.py
   rpmemctl run --epoch 64ms --quiesce stop -- ./simulate /mnt/state`,
 		Args: cobra.MinimumNArgs(1),
+		// Signals end this process at any moment, as they end the program that it
+		// becomes: one that was caught just before that would be lost.
+		PersistentPreRun: func(*cobra.Command, []string) { a.started = true },
 		RunE: func(_ *cobra.Command, args []string) error {
 			return o.run(args)
 		},

@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -182,15 +184,29 @@ func TestRunRefuses(t *testing.T) {
 	if code, out, errOut := m.ctl("run", "--", "sh", "-c", "echo $0 $1; exit 7", "--epoch", "x"); code != 7 || out != "--epoch x\n" || errOut != "" {
 		t.Errorf("run sh: exit code %d, %q, %q", code, out, errOut)
 	}
-	var b bytes.Buffer
-	cmd := exec.Command(filepath.Join(m.bin, "rpmemctl"), "run", "sleep", "60")
-	cmd.Stderr = &b
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(20 * time.Millisecond) // it may be rpmemctl still, or sleep: either ends
-	_ = cmd.Process.Signal(os.Interrupt)
-	if err := cmd.Wait(); err == nil || b.Len() > 0 {
-		t.Errorf("an interrupted program: %v, %q", err, b.String())
+}
+
+// Who is interrupted ends, as rpmemctl still or as the program already.
+func TestRunInterrupted(t *testing.T) {
+	m := newPreloaded(t)
+	rng := rand.New(rand.NewPCG(*seed, 0))
+	for range 40 {
+		var b bytes.Buffer
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		cmd := exec.CommandContext(ctx, filepath.Join(m.bin, "rpmemctl"), "run", "sleep", "600")
+		cmd.Stderr = &b
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(rng.IntN(40_000)) * time.Microsecond) // when it is interrupted is the test
+		_ = cmd.Process.Signal(os.Interrupt)                           // it runs
+		err := cmd.Wait()
+		if ctx.Err() != nil {
+			t.Fatal("an interrupted program goes on")
+		}
+		if err == nil || b.Len() > 0 {
+			t.Errorf("an interrupted program: %v, %q", err, b.String())
+		}
+		cancel()
 	}
 }

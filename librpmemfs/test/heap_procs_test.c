@@ -157,6 +157,8 @@ static void dead_holder(struct heap_region *r, struct rpmemfs_heap *h,
 	EXPECT(WTERMSIG(wait_for(start(r, "holding", seed, 1000))) == SIGKILL);
 	EXPECT(h->header->lock != 0);
 	pthread_create(&tid, NULL, wait_for_lock, h);
+	for (int i = 0; i < 600 && s->waiting == 0; i++) /* a busy machine */
+		nanosleep(&moment, NULL);
 	nanosleep(&moment, NULL);
 	EXPECT(s->waiting == 1);
 	h->header->lock = 0; /* what rolling back does */

@@ -92,7 +92,9 @@ func runAll(m *testing.M) (code int, err error) {
 	return code, nil
 }
 
-const dirPrefix = "rpmemfs-test-"
+// dirPrefix is of this package alone: others run at the same time, and clearStale
+// would take their directories for those of a run that was killed.
+const dirPrefix = "rpmemfs-tests-"
 
 func (w *workshop) open() error {
 	w.run = strconv.Itoa(os.Getpid())
@@ -216,7 +218,11 @@ func (w *workshop) leftovers() []error {
 		errs = append(errs, fmt.Errorf("mount left behind: %s", m.path))
 		m.remove()
 	}
-	for _, p := range processesOf(w.run) {
+	left := processesOf(w.run)
+	for limit := time.Now().Add(patience / 6); len(left) > 0 && time.Now().Before(limit); left = processesOf(w.run) {
+		<-time.After(10 * time.Millisecond) // who lost its parent, or was killed, is about to end
+	}
+	for _, p := range left {
 		errs = append(errs, fmt.Errorf("process left behind: %d %s", p.pid, p.cmdline))
 		_ = syscall.Kill(p.pid, syscall.SIGKILL) // it may have ended by now
 	}
@@ -241,8 +247,8 @@ func clearStale() {
 	for _, parent := range []string{"/dev/shm", "/var/tmp"} {
 		dirs, _ := filepath.Glob(filepath.Join(parent, dirPrefix+"*")) // the pattern is right
 		for _, dir := range dirs {
-			pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
-			if n, err := strconv.Atoi(pid); err != nil || syscall.Kill(n, 0) == nil {
+			pid, _, ours := strings.Cut(strings.TrimPrefix(filepath.Base(dir), dirPrefix), "-")
+			if n, err := strconv.Atoi(pid); !ours || err != nil || syscall.Kill(n, 0) == nil {
 				continue
 			}
 			for _, m := range fuseMounts(dir) {

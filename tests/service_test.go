@@ -1,6 +1,7 @@
 package tests
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -103,10 +104,33 @@ func TestDemo(t *testing.T) {
 			t.Parallel()
 			cmd := exec.Command("../examples/"+script, filepath.Dir(bank))
 			cmd.Env = append(os.Environ(), "TMPDIR="+fastDir(t))
-			out := startCommand(t, cmd, nil).mustFinish(2 * patience)
+			out := startCommand(t, cmd, nil).mustFinish(5 * patience)
 			if got := strings.Count(out, " exact"); got != want {
 				t.Errorf("the demo was exact %d times, want %d:\n%s", got, want, out)
 			}
 		})
+	}
+}
+
+// What a run left that was killed is cleared away, what others have in use is not.
+func TestClearStale(t *testing.T) {
+	ended := exec.Command("true")
+	must(t, ended.Run())
+	makeDir := func(pattern string) string {
+		dir, err := os.MkdirTemp("/var/tmp", pattern)
+		must(t, err)
+		t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
+		return dir
+	}
+	left := makeDir(fmt.Sprintf("%s%d-", dirPrefix, ended.Process.Pid))
+	kept := []string{makeDir(fmt.Sprintf("%s%d-", dirPrefix, os.Getpid())), makeDir(dirPrefix), makeDir("rpmemfs-test-")}
+	clearStale()
+	if _, err := os.Stat(left); err == nil {
+		t.Errorf("%s is still there", left)
+	}
+	for _, dir := range kept {
+		if _, err := os.Stat(dir); err != nil {
+			t.Error(err)
+		}
 	}
 }

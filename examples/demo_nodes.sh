@@ -9,7 +9,8 @@
 set -euo pipefail
 # shellcheck source=lib.sh
 source "$(dirname "$0")/lib.sh"
-pki=$work/pki lease=2s accounts=65536 rounds=4
+# No machine, however busy, is silent for a lease this long.
+pki=$work/pki lease=5s accounts=65536 rounds=4
 declare -A daemon=() # by name: node, alice, bob
 program=
 namespaces=()

@@ -43,22 +43,22 @@ unmount_left() {
 
 # await waits for a line of the file $2 that begins with $1, from the process $3.
 await() {
-	for _ in {1..500}; do
+	for _ in {1..3000}; do
 		grep -q "^$1" "$2" && return
 		kill -0 "$3" 2>/dev/null || fail "no '$1': the daemon ended"
 		sleep 0.02
 	done
-	fail "no '$1' in 10 s"
+	fail "no '$1' in a minute"
 }
 
 # working waits until the program has written $1 lines.
 working() {
-	for _ in {1..500}; do
+	for _ in {1..3000}; do
 		(($(wc -l <"$work/acked") >= $1)) && return
 		kill -0 "$program" 2>/dev/null || fail "the program ended"
 		sleep 0.02
 	done
-	fail "the program did nothing for 10 s"
+	fail "the program did nothing for a minute"
 }
 
 thousands() { LC_ALL=C sed -E ':a; s/([0-9])([0-9]{3})($|[^0-9])/\1,\2\3/; ta' <<<"$1"; }

@@ -82,7 +82,7 @@ func prepareMount(t *testing.T, dir string, args ...string) *mount {
 		if i := slices.Index(args, "--size"); i >= 0 { // it is the memory node that makes the pool
 			size, args = args[i+1], slices.Delete(slices.Clone(args), i, i+2)
 		}
-		m.node = newSizedNode(t, dir, nil, size)
+		m.node = newSizedNode(t, dir, nil, longLease, size)
 		m.source = "tcp://" + m.node.address
 		m.args = append([]string{"--insecure", "--steal"}, args...)
 	}

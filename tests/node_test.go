@@ -19,8 +19,13 @@ import (
 	"github.com/rpmemfs/rpmemfs/internal/loopback"
 )
 
-// nodeLease is short, because the tests wait for the end of leases.
-const nodeLease = 2 * time.Second
+const (
+	// nodeLease is short, for tests that wait for the end of leases.
+	nodeLease = 2 * time.Second
+	// longLease is for those that do not: a machine that is busy, and stands still
+	// now and then, loses none.
+	longLease = 30 * time.Second
+)
 
 // A node is a memory node: `rpmemfs serve` on a pool.
 type node struct {
@@ -29,6 +34,7 @@ type node struct {
 	pki           string // directory of certificates; empty: no TLS
 	host          *host  // nil: the machine itself
 	size          string // of a new pool; empty: a default
+	lease         time.Duration
 	address       string // its host: an address of this machine, without TLS
 	control, data string // ports
 	daemon        *child // nil: it does not run
@@ -36,11 +42,14 @@ type node struct {
 
 // newNode prepares a memory node on a pool in dir, with certificates if it has a
 // network: of the compute nodes "a" and "b", who may both open the share app.
-func newNode(t *testing.T, dir string, at *host) *node { return newSizedNode(t, dir, at, "") }
-
-func newSizedNode(t *testing.T, dir string, at *host, size string) *node {
+func newNode(t *testing.T, dir string, at *host, lease time.Duration) *node {
 	t.Helper()
-	n := &node{t: t, pool: filepath.Join(dir, "pool"), host: at, size: size, control: "7470", data: "7471"}
+	return newSizedNode(t, dir, at, lease, "")
+}
+
+func newSizedNode(t *testing.T, dir string, at *host, lease time.Duration, size string) *node {
+	t.Helper()
+	n := &node{t: t, pool: filepath.Join(dir, "pool"), host: at, size: size, lease: lease, control: "7470", data: "7471"}
 	if at == nil {
 		n.address = loopback.Host()
 	} else {
@@ -69,7 +78,7 @@ func newSizedNode(t *testing.T, dir string, at *host, size string) *node {
 
 func (n *node) start() {
 	n.t.Helper()
-	args := []string{"serve", n.pool, "--lease", nodeLease.String()}
+	args := []string{"serve", n.pool, "--lease", n.lease.String()}
 	if n.size != "" {
 		args = append(args, "--size", n.size)
 	}
@@ -159,7 +168,8 @@ func (f fault) String() string {
 		"node killed", "node paused", "node down for long"}[f]
 }
 
-// survivable reports whether programs notice nothing but a longer commit.
+// survivable reports whether programs notice nothing but a longer commit, where the mount
+// has patience.
 func (f fault) survivable() bool {
 	return f == cableLoose || f == cableLossy || f == nodeKilled || f == nodePaused
 }
@@ -173,14 +183,14 @@ func TestNodes(t *testing.T) {
 	rng, _ := newRand(t)
 	net, hub := newNetwork(t)
 	dir := fastDir(t)
-	n := newNode(t, dir, hub)
+	n := newNode(t, dir, hub, nodeLease)
 	p := &nodes{t: t, rng: rng, node: n}
 	for _, name := range []string{"a", "b"} {
 		sub := newDir(t, dir)
 		p.hosts = append(p.hosts, net.join())
 		p.mounts = append(p.mounts, n.mount(sub, name, "app", p.hosts[len(p.hosts)-1]))
 	}
-	p.mounts[0].start()
+	p.start(p.mounts[0], true)
 	for i := range rounds(100) {
 		// Those that wait for the end of a lease are slow, and rarer.
 		f := []fault{cableLoose, cableLossy, nodeKilled, nodePaused, daemonReplaced}[rng.IntN(5)]
@@ -202,12 +212,31 @@ type nodes struct {
 	mounts []*mount
 	now    int    // the one that is mounted
 	acked  uint64 // the stamp found last
+
+	patient bool // the mount waits beyond its lease
+}
+
+// start mounts the share. Only with patience a mount survives what is survivable on any
+// machine: one that is busy, or stands still, is soon late for a lease this short.
+func (p *nodes) start(m *mount, patient bool, args ...string) {
+	p.t.Helper()
+	own := m.args
+	m.args = append(own[:len(own):len(own)], args...)
+	if p.patient = patient; patient {
+		m.args = append(m.args, "--patience", patience.String())
+	}
+	m.start()
+	m.args = own
 }
 
 func (p *nodes) nap(most time.Duration) { <-time.After(time.Duration(p.rng.Int64N(int64(most)))) }
 
 func (p *nodes) round(i int, f fault) {
 	t, m := p.t, p.mounts[p.now]
+	if patient := f.survivable() || f != nodeLong && p.rng.IntN(2) == 0; patient != p.patient {
+		m.stop()
+		p.start(m, patient)
+	}
 	ways := []string{"msync", "fsync", "write"}
 	if f.survivable() {
 		ways = ways[:2] // what write(2) wrote commits at the last close
@@ -292,12 +321,11 @@ func (p *nodes) takeOver(f fault, program *child, acked uint64) uint64 {
 	t, old, h := p.t, p.mounts[p.now], p.hosts[p.now]
 	p.now = 1 - p.now
 	m := p.mounts[p.now]
-	args := m.args
 	if f == daemonReplaced {
-		m.args = append(args[:len(args):len(args)], "--steal")
+		p.start(m, true, "--steal")
+	} else {
+		p.start(m, true)
 	}
-	m.start()
-	m.args = args
 	if f == daemonKilled || f == daemonReplaced {
 		_ = program.cmd.Process.Kill() // SIGBUS may have come first
 		acked = lastNumber(t, program.drainUntilExit(patience), acked)
@@ -336,7 +364,7 @@ func (p *nodes) takeOver(f fault, program *child, acked uint64) uint64 {
 // A program of many files on a memory node: what any mount must do, it does there.
 func TestNodeClean(t *testing.T) {
 	dir := fastDir(t)
-	n := newNode(t, dir, nil)
+	n := newNode(t, dir, nil, longLease)
 	m := n.mount(dir, "", "", nil)
 	metrics := loopback.Host() + ":9470"
 	m.args = append(m.args, "--metrics", metrics)
@@ -396,7 +424,7 @@ func TestNodeReadsAhead(t *testing.T) {
 	}
 	const pages = 4096 // 16 MiB
 	dir := fastDir(t)
-	n := newNode(t, dir, nil)
+	n := newNode(t, dir, nil, longLease)
 	m := n.mount(dir, "", "app", nil)
 	metrics := loopback.Host() + ":9470"
 	m.args = append(m.args, "--metrics", metrics)

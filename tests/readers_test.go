@@ -122,7 +122,7 @@ func TestReadersBesideWriter(t *testing.T) {
 	const pages = 300
 	rng, _ := newRand(t)
 	dir := fastDir(t)
-	n := newNode(t, dir, nil)
+	n := newNode(t, dir, nil, nodeLease)
 	writer := n.mount(newDir(t, dir), "", "app", nil)
 	writer.start()
 	program := writer.role("stamp", writer.path("file"), strconv.Itoa(pages), "msync")

@@ -29,7 +29,7 @@ func TestMethods(t *testing.T) {
 	s.formatDisk(m)
 	s.mountDisk(m)
 	s.methods(m, compute, []place{
-		{name: "devdax", serve: []string{"--device", "/dev/dax0.0", "/pool/p"}, method: "flush", kernel: true},
+		{name: "devdax", serve: []string{"--device", "/dev/dax0.0", "/pool/p"}, method: "flush", kernel: true, pairs: 3},
 		{name: "the operator trusts the processor only", serve: []string{"--persistence", "cpu", "/pool/p"},
 			method: "cpu", because: "operator", node: true},
 		{name: "a compute node without FLUSH", serve: []string{"/pool/p"}, program: "rpmemfs-noflush",
@@ -101,6 +101,7 @@ type place struct {
 	because string // in the memory node's words, why it is no better one
 	kernel  bool   // the kernel flushes for the device
 	node    bool   // the memory node's process flushes
+	pairs   int    // queue pairs of the mount; 0: one
 }
 
 // method commits to a pool at p, and looks who made it persistent.
@@ -111,7 +112,8 @@ func (s *site) method(m, compute *machine.Machine, p place) {
 	if program == "" {
 		program = "rpmemfs"
 	}
-	mount := s.mountedBy(compute, program, scheme)
+	pairs := max(1, p.pairs)
+	mount := s.mountedBy(compute, program, scheme, fmt.Sprintf("--queue-pairs=%d", pairs))
 	file := "/mnt/" + strings.ReplaceAll(p.name, " ", "_")
 	s.run(compute, "bank", "create", file, accounts)
 
@@ -120,6 +122,9 @@ func (s *site) method(m, compute *machine.Machine, p place) {
 	s.run(compute, "epochs", file+".epochs", "16", fmt.Sprint(epochs))
 	kernel, process = s.flushes(m).since(kernel), s.processFlushes(m)-process
 	line := s.match(serve, `(?m)^.*msg="RDMA connection".*$`)[0]
+	if got := strings.Count(serve.Stderr(), `msg="RDMA connection"`); got < pairs {
+		t.Errorf("%d RDMA connections, want %d", got, pairs)
+	}
 	t.Logf("%s\nthe kernel flushed %+v, the process %d times", line, kernel, process)
 	if !strings.Contains(line, "method="+p.method) || !strings.Contains(line, p.because) {
 		t.Errorf("got %s; want method %s, because %q", line, p.method, p.because)

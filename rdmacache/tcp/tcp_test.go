@@ -45,7 +45,21 @@ func serve(t testing.TB, s tcp.Sessions, wrap func(net.Listener) net.Listener) (
 	if err != nil {
 		t.Fatal(err)
 	}
-	address = l.Addr().String()
+	serveOn(t, l, s, wrap)
+	return l.Addr().String()
+}
+
+// piped serves sessions in memory until the test ends, where a clock that jumps may decide
+// how long that takes, and returns a way there.
+func piped(t testing.TB, s tcp.Sessions, wrap func(net.Listener) net.Listener) func(context.Context) (net.Conn, error) {
+	t.Helper()
+	l := newPipes()
+	serveOn(t, l, s, wrap)
+	return l.dial
+}
+
+func serveOn(t testing.TB, l net.Listener, s tcp.Sessions, wrap func(net.Listener) net.Listener) {
+	t.Helper()
 	if wrap != nil {
 		l = wrap(l)
 	}
@@ -63,7 +77,6 @@ func serve(t testing.TB, s tcp.Sessions, wrap func(net.Listener) net.Listener) (
 			t.Error("Serve does not end")
 		}
 	})
-	return address
 }
 
 // dialer connects to address.

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 )
 
@@ -23,7 +25,7 @@ func TestLargeOverlay(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	start := time.Now()
+	start := processorTime(t)
 	for page := int64(0); page < pages; page += 2 {
 		if at, err := c.Seek(t.Context(), page*pageSize, false); err != nil || at != page*pageSize {
 			t.Fatalf("seek data at page %d: got byte %d, %v", page, at, err)
@@ -35,7 +37,18 @@ func TestLargeOverlay(t *testing.T) {
 	if at, err := c.Seek(t.Context(), 0, false); !errors.Is(err, rdmacache.ErrNoData) {
 		t.Errorf("got data at byte %d, %v", at, err)
 	}
-	if took := time.Since(start); took > 2*time.Second {
+	if took := processorTime(t) - start; took > 2*time.Second {
 		t.Errorf("took %v", took)
 	}
+}
+
+// processorTime is how long this process has computed; a machine that is busy with others, or
+// stands still, does not count.
+func processorTime(t *testing.T) time.Duration {
+	t.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

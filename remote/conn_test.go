@@ -63,17 +63,16 @@ func TestConn(t *testing.T) {
 // A session without its bytes is over: a memory node that answers calls, but not on
 // its data path, is of no use.
 func TestDataPathLost(t *testing.T) {
-	const lease = time.Second
-	n := newNode(t, lease)
+	n := newNode(t, short)
 	way := n.path()
 	p := n.open(remote.Config{Address: way.address()})
 	way.data.close()
 	begun := time.Now()
 	wantErr(t, "flush", p.Conn().Flush(ctx), rdmacache.ErrFenced)
-	if took := time.Since(begun); took > 3*lease {
+	if took := time.Since(begun); took > 3*short {
 		t.Errorf("it took %v", took)
 	}
-	over(t, p, time.Second)
+	over(t, p)
 
 	_, err := remote.Dial(ctx, remote.Config{Address: way.address(), Wait: patience})
 	if err == nil || errors.Is(err, remote.ErrLeased) {
@@ -88,7 +87,7 @@ func TestDataPathLost(t *testing.T) {
 // The data path may be the first to notice that the lease is over, when it connects
 // again. The session ends all the same, and waits for nobody for ever.
 func TestDataPathNoticesTheEnd(t *testing.T) {
-	n := newNode(t, 30*time.Second)
+	n := newNode(t, long)
 	way := n.path()
 	p := n.open(remote.Config{Address: way.address()})
 	p.Expire()
@@ -110,13 +109,13 @@ func TestDataPathNoticesTheEnd(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the data path does not end")
 	}
-	over(t, p, time.Second)
+	over(t, p)
 }
 
 // Writes are on their way when Write returns. They are there before the slots go
 // to somebody else.
 func TestWritesBeforeReturn(t *testing.T) {
-	n := newNode(t, 5*time.Second)
+	n := newNode(t, long)
 	p := n.open(remote.Config{Share: nodepb.WholePool})
 	f := mustCreate(t, p, "f", fileInode())
 	g, err := p.Grant(ctx, region.ID(f.Ino), 2000, 2000)

@@ -4,7 +4,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/rpmemfs/rpmemfs/rdmacache"
 	"github.com/rpmemfs/rpmemfs/region"
@@ -20,7 +19,7 @@ func TestHeavyWriterLeavesRoom(t *testing.T) {
 		epochs     = 16
 		epochBytes = 16 << 20
 	)
-	n := newNode(t, 10*time.Second)
+	n := newNode(t, long)
 	open := func(share string) *volume.Handle {
 		p := n.open(remote.Config{Share: share, Create: true})
 		f := mustCreate(t, p, "f", fileInode())

@@ -98,7 +98,7 @@ func TestFlood(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &memoryNode{TB: t, lease: 4 * time.Second}
+	n := &memoryNode{TB: t, lease: long}
 	if n.tls, err = pki.ServerConfig(files); err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,17 @@ var ctx = context.Background()
 // patience bounds every wait of these tests.
 const patience = 20 * time.Second
 
+// Leases. A machine may stand still for a second, or be busy for as long.
+const (
+	// long is for sessions that are not to lose theirs. It is renewed so seldom that nobody
+	// learns of anything by that within patience.
+	long = 2 * time.Minute
+	// short is for those that are to lose it, and have something to do before.
+	short = 3 * time.Second
+	// often is how often a session asks that is to learn of its end.
+	often = 300 * time.Millisecond
+)
+
 // host is the address of this test's memory nodes.
 var host = loopback.Host()
 
@@ -170,12 +181,12 @@ func (n *memoryNode) open(cfg remote.Config) *remote.Pool {
 }
 
 // over waits until a session is over.
-func over(t *testing.T, p *remote.Pool, within time.Duration) {
+func over(t *testing.T, p *remote.Pool) {
 	t.Helper()
 	select {
 	case <-p.Done():
-	case <-time.After(within):
-		t.Fatalf("the session is not over after %v", within)
+	case <-time.After(patience):
+		t.Fatalf("the session is not over after %v", patience)
 	}
 	if err := p.Err(); !errors.Is(err, rdmacache.ErrFenced) {
 		t.Fatalf("got %v, want %v", err, rdmacache.ErrFenced)

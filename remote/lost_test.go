@@ -15,7 +15,7 @@ import (
 // A change whose answer is lost is made once, and the second try gets the first
 // one's answer.
 func TestLostAnswers(t *testing.T) {
-	n := newNode(t, 8*time.Second)
+	n := newNode(t, long)
 	way := n.path()
 	p := n.open(remote.Config{Address: way.address()})
 	f := mustCreate(t, p, "f", fileInode())
@@ -93,11 +93,11 @@ func TestLostAnswers(t *testing.T) {
 // change once.
 func TestLostAnswersAndARestart(t *testing.T) {
 	t.Run("stopped", func(t *testing.T) {
-		n := newNode(t, 8*time.Second)
+		n := newNode(t, long)
 		lostAnswers(t, n, n.restart)
 	})
 	t.Run("killed", func(t *testing.T) {
-		n := newNode(t, 8*time.Second)
+		n := newNode(t, long)
 		n.stop()
 		c := &child{TB: t, node: n}
 		c.start()
@@ -149,7 +149,7 @@ func lostAnswers(t *testing.T, n *memoryNode, restart func()) {
 // A Grant may come between a Return and its repetition, and get the very slots again:
 // the repetition does not take them away.
 func TestGrantBetweenReturns(t *testing.T) {
-	n := newNode(t, 8*time.Second)
+	n := newNode(t, long)
 	way := n.path()
 	p := n.open(remote.Config{Address: way.address()})
 	f := mustCreate(t, p, "f", fileInode())

@@ -54,7 +54,7 @@ func TestDataPathFindsTheLeaseOver(t *testing.T) {
 	}()
 	select {
 	case <-ended:
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Fatal("the data path waits for its own end")
 	}
 }

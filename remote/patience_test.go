@@ -34,7 +34,7 @@ func cutOff(t *testing.T, n *memoryNode) (p *remote.Pool, way path, at int64, fl
 		}
 		flushed <- err
 	}()
-	over(t, other, patience) // its lease is longer, and without patience
+	over(t, other) // its lease is longer, and without patience
 	if err := p.Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -44,7 +44,7 @@ func cutOff(t *testing.T, n *memoryNode) (p *remote.Pool, way path, at int64, fl
 // What a session with patience has under way succeeds when the memory node is there again,
 // also after the time of its lease.
 func TestPatienceOutlastsTheLease(t *testing.T) {
-	n := newNode(t, time.Second)
+	n := newNode(t, long)
 	p, way, at, flushed := cutOff(t, n)
 	select {
 	case err := <-flushed:
@@ -72,7 +72,7 @@ func TestPatienceOutlastsTheLease(t *testing.T) {
 // Another one gets the share as soon as the lease has run out. The session with patience
 // hears of it when it is back, and changes nothing.
 func TestPatienceIsFenced(t *testing.T) {
-	n := newNode(t, time.Second)
+	n := newNode(t, long)
 	p, way, at, flushed := cutOff(t, n)
 	next := n.open(remote.Config{Share: "a", Wait: patience})
 	if err := next.Conn().Write(ctx, bytes.Repeat([]byte("y"), region.PageSize), at); err != nil {
@@ -82,7 +82,7 @@ func TestPatienceIsFenced(t *testing.T) {
 		t.Fatal(err)
 	}
 	way.set(fair)
-	over(t, p, patience)
+	over(t, p)
 	wantErr(t, "flush", <-flushed, rdmacache.ErrFenced)
 	got := make([]byte, region.PageSize)
 	if err := next.Conn().Read(ctx, got, at); err != nil || got[0] != 'y' || got[region.PageSize-1] != 'y' {
@@ -92,7 +92,7 @@ func TestPatienceIsFenced(t *testing.T) {
 
 // A reader does not wait for the answer of a writer whose lease has run out.
 func TestPatienceAndReaders(t *testing.T) {
-	n := newNode(t, time.Second)
+	n := newNode(t, long)
 	p, way, _, flushed := cutOff(t, n)
 	r, err := remote.DialReader(ctx, remote.Config{Address: n.control, Share: "a"})
 	if err != nil {
@@ -107,6 +107,6 @@ func TestPatienceAndReaders(t *testing.T) {
 		t.Errorf("pin: %v", err)
 	}
 	way.set(fair)
-	over(t, p, patience)
+	over(t, p)
 	wantErr(t, "flush", <-flushed, rdmacache.ErrFenced)
 }

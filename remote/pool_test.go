@@ -58,7 +58,7 @@ func kinds(err error) []error {
 // A remote pool does what the pool itself does: random calls on one and on its twin
 // have the same results, and the same errors.
 func TestPoolIsLikeALocalOne(t *testing.T) {
-	n := newNode(t, 10*time.Second)
+	n := newNode(t, long)
 	twinDir := filepath.Join(t.TempDir(), "twin")
 	if err := memnode.Create(twinDir, memnode.CreateOptions{SizeBytes: 64 << 20}); err != nil {
 		t.Fatal(err)
@@ -237,9 +237,9 @@ func settled(n namespace.Inode, err error) (namespace.Inode, error) {
 
 // The lease's number, what the medium is and what it did arrive.
 func TestWhatASessionKnows(t *testing.T) {
-	n := newNode(t, 3*time.Second)
-	p := n.open(remote.Config{Lease: 2 * time.Second})
-	if p.Share() != nodepb.WholePool || p.ID() != n.pool.ID() || p.ReadOnly() || p.Lease() != 2*time.Second {
+	n := newNode(t, long)
+	p := n.open(remote.Config{Lease: time.Minute})
+	if p.Share() != nodepb.WholePool || p.ID() != n.pool.ID() || p.ReadOnly() || p.Lease() != time.Minute {
 		t.Errorf("share %q, pool %s, read-only %t, lease %v", p.Share(), p.ID(), p.ReadOnly(), p.Lease())
 	}
 	if got, want := p.Conn().Medium(), n.pool.Medium(); got != want {
@@ -267,7 +267,7 @@ func TestWhatASessionKnows(t *testing.T) {
 
 // A call that was cancelled before it began does nothing.
 func TestCancelled(t *testing.T) {
-	p := newNode(t, 5*time.Second).open(remote.Config{})
+	p := newNode(t, long).open(remote.Config{})
 	done, cancel := context.WithCancel(ctx)
 	cancel()
 	_, err := p.Create(done, namespace.Root, "f", fileInode())
@@ -283,7 +283,7 @@ func TestCancelled(t *testing.T) {
 // An Update meets other changes of the inode, and repeats itself; a file that went
 // meanwhile is an error.
 func TestUpdateMeetsOthers(t *testing.T) {
-	n := newNode(t, 10*time.Second)
+	n := newNode(t, long)
 	p := n.open(remote.Config{})
 	f := mustCreate(t, p, "f", fileInode())
 	looks := 0
@@ -330,7 +330,7 @@ func TestUpdateMeetsOthers(t *testing.T) {
 
 // A directory that takes several messages arrives whole, in order.
 func TestLongDirectory(t *testing.T) {
-	n := newNode(t, 10*time.Second)
+	n := newNode(t, long)
 	p := n.open(remote.Config{})
 	for i := range 1500 {
 		if _, err := n.pool.Create(ctx, namespace.Root, fmt.Sprintf("%0200d", i), fileInode()); err != nil {
@@ -353,7 +353,7 @@ func TestLongDirectory(t *testing.T) {
 // Two clients of two shares live side by side; a session that may not write does
 // not.
 func TestShares(t *testing.T) {
-	n := newNode(t, 5*time.Second)
+	n := newNode(t, long)
 	a := n.open(remote.Config{Share: "a", Create: true})
 	b := n.open(remote.Config{Share: "b", Create: true})
 	f := mustCreate(t, a, "f", fileInode())

@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rpmemfs/rpmemfs/internal/pki"
 	"github.com/rpmemfs/rpmemfs/namespace"
@@ -20,7 +19,7 @@ import (
 
 // newRDMANode starts a memory node with a model of RDMA, its pool in memory, and returns a
 // compute node's device.
-func newRDMANode(t *testing.T, lease time.Duration) (*memoryNode, verbs.NIC) {
+func newRDMANode(t *testing.T) (*memoryNode, verbs.NIC) {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "rpmemfs-test-")
 	if err != nil {
@@ -28,7 +27,7 @@ func newRDMANode(t *testing.T, lease time.Duration) (*memoryNode, verbs.NIC) {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	f := model.New(model.Config{})
-	n := &memoryNode{TB: t, lease: lease, dir: dir, nic: f.Host(host, model.HostOptions{})}
+	n := &memoryNode{TB: t, lease: long, dir: dir, nic: f.Host(host, model.HostOptions{})}
 	n.create()
 	return n, f.Host("compute", model.HostOptions{})
 }
@@ -66,7 +65,7 @@ func wantBytes(t *testing.T, c rdmacache.Conn, off int64, want []byte) {
 // The memory node's processor does not see the bytes of an RDMA session. They survive its
 // restart, and a session that lost its lease changes none.
 func TestRDMA(t *testing.T) {
-	n, nic := newRDMANode(t, 2*time.Second)
+	n, nic := newRDMANode(t)
 	p := n.open(remote.Config{Share: "a", Create: true, NIC: nic})
 	if got := p.Transport(); got != "rdma, persistent by read" {
 		t.Errorf("transport %q", got)
@@ -94,7 +93,7 @@ func TestRDMA(t *testing.T) {
 	if err := commit(p.Conn(), make([]byte, 4096), off); !errors.Is(err, rdmacache.ErrFenced) {
 		t.Errorf("commit without the lease: %v", err)
 	}
-	over(t, p, patience)
+	over(t, p)
 	wantBytes(t, thief.Conn(), off, append(one, two...))
 
 	other := n.open(remote.Config{Share: "b", Create: true, NIC: nic})
@@ -110,7 +109,7 @@ func TestRDMA(t *testing.T) {
 
 // Slots that a file gave back are out of reach, and the session goes on.
 func TestRDMAReturn(t *testing.T) {
-	n, nic := newRDMANode(t, 2*time.Second)
+	n, nic := newRDMANode(t)
 	p := n.open(remote.Config{Share: "a", Create: true, NIC: nic})
 	file, err := p.Create(ctx, namespace.Root, "f", namespace.Inode{Mode: 0o100600})
 	if err != nil {
@@ -145,7 +144,7 @@ func TestRDMAMessages(t *testing.T) {
 		t.Fatal(err)
 	}
 	f := model.New(model.Config{})
-	n := &memoryNode{TB: t, lease: 2 * time.Second, nic: f.Host(host, model.HostOptions{Flush: true})}
+	n := &memoryNode{TB: t, lease: long, nic: f.Host(host, model.HostOptions{Flush: true})}
 	if n.tls, err = pki.ServerConfig(files); err != nil {
 		t.Fatal(err)
 	}
@@ -167,7 +166,7 @@ func TestRDMAMessages(t *testing.T) {
 
 // A memory node without RDMA says what to do.
 func TestNoRDMA(t *testing.T) {
-	n := newNode(t, time.Second)
+	n := newNode(t, long)
 	nic := model.New(model.Config{}).Host("compute", model.HostOptions{})
 	if _, err := remote.Dial(ctx, remote.Config{Address: n.control, Share: "a", Create: true, NIC: nic}); !errors.Is(err, remote.ErrNoRDMA) {
 		t.Errorf("Dial = %v, want ErrNoRDMA", err)

@@ -15,7 +15,7 @@ import (
 // A reader that is closed while another session is being opened leaves none behind:
 // nobody would close it, and it would be kept alive for ever.
 func TestCloseWhileReopening(t *testing.T) {
-	n := newNode(t, time.Second)
+	n := newNode(t, short)
 	way := n.path()
 	r, err := remote.DialReader(ctx, remote.Config{Address: way.address()})
 	if err != nil {
@@ -29,7 +29,7 @@ func TestCloseWhileReopening(t *testing.T) {
 		r.Run(running, func(context.Context) func() { return func() {} })
 	}()
 	way.set(stall)
-	over(t, r.Pool, patience)
+	over(t, r.Pool)
 	eventually(t, "the old session is gone", func() bool { return n.server.Stats().Readers == 0 })
 	if err := r.Close(); err != nil {
 		t.Error(err)
@@ -85,7 +85,7 @@ func mustShow(t *testing.T, h *volume.Handle, what string, want []byte) {
 // may get a page of the same checksum: what a reader kept of the epoch before goes with
 // it, when it is refreshed, or when a file is opened.
 func TestKeptPagesGoWithTheirEpoch(t *testing.T) {
-	n := newNode(t, 20*time.Second)
+	n := newNode(t, long)
 	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
 	watching(t, w)
 	const pages = 8

@@ -113,7 +113,7 @@ func eventually(t testing.TB, what string, cond func() bool) {
 // Readers beside a writer see one committed epoch, whole, until they ask for the
 // newest, and keep it while the writer uses its slots again and again.
 func TestReadersBesideAWriter(t *testing.T) {
-	n := newNode(t, 2*time.Second)
+	n := newNode(t, long)
 	writer := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
 	watching(t, writer)
 	const pages = 40
@@ -209,7 +209,7 @@ func cancelled() context.Context {
 // What nobody has the lease of the memory node pins itself; a writer that comes later
 // respects that.
 func TestReaderWithoutAWriter(t *testing.T) {
-	n := newNode(t, 2*time.Second)
+	n := newNode(t, long)
 	const pages = 30
 	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
 	ino, h := w.create(t, "f")
@@ -267,7 +267,7 @@ func TestReaderWithoutAWriter(t *testing.T) {
 
 // A removed file stays as long as somebody reads it.
 func TestReaderOfARemovedFile(t *testing.T) {
-	n := newNode(t, 2*time.Second)
+	n := newNode(t, long)
 	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
 	watching(t, w)
 	ino, h := w.create(t, "f")
@@ -307,9 +307,9 @@ func TestReaderOfARemovedFile(t *testing.T) {
 // A writer that does not answer holds readers up until its lease is over; then the
 // memory node does it.
 func TestReaderOfADeadWriter(t *testing.T) {
-	n := newNode(t, time.Second)
+	n := newNode(t, long)
 	way := n.path()
-	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true, Address: way.address()}))
+	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true, Address: way.address(), Lease: short}))
 	watching(t, w)
 	ino, h := w.create(t, "f")
 	mustWrite(t, h, stamps(10, 3), 0)
@@ -324,12 +324,12 @@ func TestReaderOfADeadWriter(t *testing.T) {
 	if got := n.pinsOf(ino); got != 1 {
 		t.Errorf("%d pins, want 1", got)
 	}
-	over(t, w.pool, patience)
+	over(t, w.pool)
 }
 
 // A reader that dies loses its pins with its session.
 func TestDeadReader(t *testing.T) {
-	n := newNode(t, time.Second)
+	n := newNode(t, long)
 	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
 	watching(t, w)
 	ino, h := w.create(t, "f")
@@ -338,20 +338,20 @@ func TestDeadReader(t *testing.T) {
 		t.Fatal(err)
 	}
 	way := n.path()
-	r := mountReader(t, n.open(remote.Config{Share: "s", Reader: true, Address: way.address()}), volume.Config{})
+	r := mountReader(t, n.open(remote.Config{Share: "s", Reader: true, Address: way.address(), Lease: short}), volume.Config{})
 	stampOf(t, r.Volume, ino, 10)
 	way.set(stall)
 	if got := n.pinsOf(ino); got != 1 {
 		t.Errorf("%d pins, want 1", got)
 	}
-	over(t, r.pool, patience)
+	over(t, r.pool)
 	eventually(t, "its pin goes", func() bool { return n.pinsOf(ino) == 0 })
 }
 
 // After a restart of the memory node its writers go on, and know of no pin any more;
 // readers come again.
 func TestReadersAfterRestart(t *testing.T) {
-	n := newNode(t, 5*time.Second)
+	n := newNode(t, long)
 	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
 	watching(t, w)
 	ino, h := w.create(t, "f")
@@ -359,7 +359,7 @@ func TestReadersAfterRestart(t *testing.T) {
 	if err := h.Sync(ctx); err != nil {
 		t.Fatal(err)
 	}
-	r := mountReader(t, n.open(remote.Config{Share: "s", Reader: true}), volume.Config{})
+	r := mountReader(t, n.open(remote.Config{Share: "s", Reader: true, Heartbeat: often}), volume.Config{})
 	if got := stampOf(t, r.Volume, ino, 10); got != 3 {
 		t.Errorf("stamp %d", got)
 	}
@@ -367,7 +367,7 @@ func TestReadersAfterRestart(t *testing.T) {
 	if n.pinsOf(ino) != 0 {
 		t.Error("a pin of before the restart")
 	}
-	over(t, r.pool, patience)
+	over(t, r.pool)
 	mustWrite(t, h, stamps(10, 4), 0)
 	if err := h.Sync(ctx); err != nil {
 		t.Fatal(err)
@@ -405,7 +405,7 @@ func (k *kernel) of(ino namespace.Ino) int {
 // shows its newest epoch, and the kernel forgets the old one; one that did not is as it
 // was. Who reads while the memory node is away waits.
 func TestReaderOutlivesRestart(t *testing.T) {
-	n := newNode(t, 5*time.Second)
+	n := newNode(t, long)
 	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
 	watching(t, w)
 	const pages = 40
@@ -486,7 +486,7 @@ func (k *waitingKernel) Range(ino namespace.Ino, _, _ int64) error {
 // The memory node restarts in the middle of a refresh, which waits for a read, which
 // waits for the session to be made again. That waits for neither.
 func TestRestartDuringARefresh(t *testing.T) {
-	n := newNode(t, 20*time.Second)
+	n := newNode(t, long)
 	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
 	watching(t, w)
 	const pages = 40
@@ -547,7 +547,7 @@ func TestRestartDuringARefresh(t *testing.T) {
 // the test.
 func mountOutliving(t *testing.T, way path, keep *rdmacache.Pages) (*mounted, *remote.Reader) {
 	t.Helper()
-	r, err := remote.DialReader(ctx, remote.Config{Address: way.address(), Share: "s"})
+	r, err := remote.DialReader(ctx, remote.Config{Address: way.address(), Share: "s", Heartbeat: often})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -572,7 +572,7 @@ func mountOutliving(t *testing.T, way path, keep *rdmacache.Pages) (*mounted, *r
 // Readers that come, refresh and go while the writer commits see whole stamps that
 // never go back.
 func TestReadersAtRandom(t *testing.T) {
-	n := newNode(t, 5*time.Second)
+	n := newNode(t, long)
 	w := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
 	watching(t, w)
 	const pages = 24

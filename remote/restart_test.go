@@ -21,13 +21,13 @@ import (
 
 // The memory node is stopped and started again and again under load. No call fails.
 func TestRestartUnderLoad(t *testing.T) {
-	n := newNode(t, 5*time.Second)
+	n := newNode(t, long)
 	underLoad(t, n.open(remote.Config{}), 8, n.restart)
 }
 
 // The memory node is killed and started again and again under load. No call fails.
 func TestKillUnderLoad(t *testing.T) {
-	n := newNode(t, 5*time.Second)
+	n := newNode(t, long)
 	if err := n.open(remote.Config{}).Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func TestTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &memoryNode{TB: t, lease: 2 * time.Second}
+	n := &memoryNode{TB: t, lease: long}
 	if n.tls, err = pki.ServerConfig(files); err != nil {
 		t.Fatal(err)
 	}

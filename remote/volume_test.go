@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/rpmemfs/rpmemfs/namespace"
 	"github.com/rpmemfs/rpmemfs/rdmacache"
@@ -87,7 +86,7 @@ func wantContent(t *testing.T, v *volume.Volume, ino namespace.Ino, want []byte)
 // A second client takes the share over. It finds every epoch that was committed,
 // and nothing of the one that was open; the first can do no more harm.
 func TestTakeover(t *testing.T) {
-	n := newNode(t, 2*time.Second)
+	n := newNode(t, long)
 	first := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
 	ino, h := first.create(t, "f")
 	committed := bytes.Repeat([]byte("committed"), 10_000)
@@ -101,7 +100,7 @@ func TestTakeover(t *testing.T) {
 	second := mountOver(t, n.open(remote.Config{Share: "s", Steal: true}))
 	wantContent(t, second.Volume, ino, committed)
 	wantErr(t, "a commit of the first client", h.Sync(ctx), rdmacache.ErrFenced)
-	over(t, first.pool, time.Second)
+	over(t, first.pool)
 	_, err := first.Lookup(ctx, namespace.Root, "f")
 	wantErr(t, "a lookup of the first client", err, rdmacache.ErrFenced)
 	wantContent(t, second.Volume, ino, committed)
@@ -137,7 +136,7 @@ func wantSound(t *testing.T, m *mounted) {
 // What a volume does with regions (checkpoint, clone, remove, restore) works from
 // afar, and the next session finds it.
 func TestVolume(t *testing.T) {
-	n := newNode(t, 5*time.Second)
+	n := newNode(t, long)
 	m := mountOver(t, n.open(remote.Config{Share: "s", Create: true}))
 	ino, h := m.create(t, "f")
 	one, two := bytes.Repeat([]byte("1"), 300_000), bytes.Repeat([]byte("2"), 300_000)
@@ -186,7 +185,7 @@ func TestVolume(t *testing.T) {
 // A volume goes through restarts of its memory node, and through a broken
 // connection in every commit.
 func TestVolumeThroughRestarts(t *testing.T) {
-	n := newNode(t, 5*time.Second)
+	n := newNode(t, long)
 	way := n.path()
 	m := mountOver(t, n.open(remote.Config{Address: way.address()}))
 	ino, h := m.create(t, "f")

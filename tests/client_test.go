@@ -100,6 +100,22 @@ func (m *mount) attachTo(name string) *mapper {
 	return &mapper{m.t, c}
 }
 
+// isLate asks for a checkpoint that cannot be. The program is told who is late; on a
+// machine that stands still its own deadline may come before that, a quarter later.
+func (p *mapper) isLate() {
+	p.t.Helper()
+	got := ""
+	for ms := 200; got != "late" && ms <= 20_000; ms *= 3 {
+		got = p.do("checkpoint %d", ms)
+		if got != "late" && got != "error: "+context.DeadlineExceeded.Error() {
+			break
+		}
+	}
+	if got != "late" {
+		p.t.Fatalf("a checkpoint without the other program: got %q, want late", got)
+	}
+}
+
 // Package client on a mount: what a checkpoint covers, what a death does to others,
 // who is late, what the daemon's end is.
 func TestClient(t *testing.T) {
@@ -125,7 +141,7 @@ func TestClient(t *testing.T) {
 
 	// Who does not come is late, and nothing happens.
 	b.ok("store 3 0 1")
-	a.wants("late", "checkpoint 200")
+	a.isLate()
 	b.ok("point")
 	if st := m.stat("f"); st.Checkpoints != 1 {
 		t.Errorf("got %d checkpoints, want 1", st.Checkpoints)

@@ -1,11 +1,14 @@
 package attach
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"os"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -123,8 +126,28 @@ func (c *member) replaced(dead <-chan bool) bool {
 	case <-dead: // or nobody knows
 		return false
 	case <-time.After(execWait):
-		return true
+		return !dying(c.seat.pid) && !c.peer.gone()
 	}
+}
+
+// dying reports whether a process is about to be gone: on a busy machine more than
+// execWait may pass between the end of its connections and its own.
+func dying(pid int) bool {
+	if pid <= 0 {
+		return false
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	// After the name, which may hold anything: state, five numbers, flags (proc(5)).
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 7 {
+		return false
+	}
+	const exiting = 0x4 // PF_EXITING
+	flags, err := strconv.ParseUint(string(fields[6]), 10, 64)
+	return err == nil && flags&exiting != 0 || bytes.ContainsAny(fields[0], "ZX")
 }
 
 // read takes messages until DETACH, the end of the connection, or one that breaks

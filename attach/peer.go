@@ -66,6 +66,18 @@ func (p *peer) awaitDeath() bool {
 	return raw.Read(func(fd uintptr) bool { return readable(int(fd), unix.POLLIN) }) == nil
 }
 
+// gone reports whether the process is known to be gone.
+func (p *peer) gone() (gone bool) {
+	if p.pidfd == nil {
+		return false
+	}
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return false
+	}
+	return raw.Control(func(fd uintptr) { gone = readable(int(fd), unix.POLLIN) }) == nil && gone
+}
+
 // readable polls once.
 func readable(fd int, events int16) bool {
 	p := []unix.PollFd{{Fd: int32(fd), Events: events}}

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -141,6 +142,42 @@ func TestExec(t *testing.T) {
 	}
 	if b := r.image(); b[ring.PageSize] != 1 {
 		t.Errorf("committed %d", b[ring.PageSize])
+	}
+}
+
+// Who ends is not taken for one that called exec, however long the end takes.
+func TestDying(t *testing.T) {
+	if dying(os.Getpid()) || dying(0) {
+		t.Error("a process that lives is dying")
+	}
+	c := exec.Command("cat")
+	in, err := c.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &peer{pid: c.Process.Pid}
+	fd, err := unix.PidfdOpen(p.pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.pidfd = os.NewFile(uintptr(fd), "pidfd")
+	defer p.close()
+	if dying(p.pid) || p.gone() {
+		t.Error("a process that lives is dying, or gone")
+	}
+	if err := in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is dying, and nobody has waited for it", func() bool { return dying(p.pid) })
+	eventually(t, "it is gone", p.gone)
+	if err := c.Wait(); err != nil {
+		t.Error(err)
+	}
+	if dying(p.pid) {
+		t.Error("a process that was waited for is dying")
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rpmemfs/rpmemfs/rdmacache"
@@ -223,20 +224,22 @@ func TestRevokedForGood(t *testing.T) {
 
 // A memory node that does not come back: every call ends, with ErrLost.
 func TestLost(t *testing.T) {
-	s := conntest.NewStore(1<<20, rdmacache.Medium{Kind: "dax"})
-	silent := model.Config{Timeout: time.Hour} // no queue pair breaks by itself
-	f, c := connect(t, silent, s, ways(false)[0], func(c *verbs.Config) { c.Patience = 200 * time.Millisecond })
-	if err := errors.Join(c.Write(t.Context(), []byte("x"), 0), c.Flush(t.Context())); err != nil {
-		t.Fatal(err)
-	}
-	f.server.Hold(true, true)
-	if err := errors.Join(c.Write(t.Context(), []byte("y"), 0), c.Flush(t.Context())); !errors.Is(err, verbs.ErrLost) {
-		t.Errorf("flush = %v, want ErrLost", err)
-	}
-	if err := c.Read(t.Context(), make([]byte, 1), 0); !errors.Is(err, verbs.ErrLost) {
-		t.Errorf("read = %v, want ErrLost", err)
-	}
-	f.server.Hold(false, false)
+	synctest.Test(t, func(t *testing.T) {
+		s := conntest.NewStore(1<<20, rdmacache.Medium{Kind: "dax"})
+		silent := model.Config{Timeout: time.Hour} // no queue pair breaks by itself
+		f, c := connect(t, silent, s, ways(false)[0], func(c *verbs.Config) { c.Patience = 200 * time.Millisecond })
+		if err := errors.Join(c.Write(t.Context(), []byte("x"), 0), c.Flush(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		f.server.Hold(true, true)
+		if err := errors.Join(c.Write(t.Context(), []byte("y"), 0), c.Flush(t.Context())); !errors.Is(err, verbs.ErrLost) {
+			t.Errorf("flush = %v, want ErrLost", err)
+		}
+		if err := c.Read(t.Context(), make([]byte, 1), 0); !errors.Is(err, verbs.ErrLost) {
+			t.Errorf("read = %v, want ErrLost", err)
+		}
+		f.server.Hold(false, false)
+	})
 }
 
 // Close ends calls that wait; so does their context, and the connection stays of use.

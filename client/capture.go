@@ -27,6 +27,9 @@ const (
 
 	// ringLimit bounds the wait for room in the ring at the barrier.
 	ringLimit = 10 * time.Second
+	// aheadPages are copied before the next look at the clock. A page that memory has to
+	// get first may take milliseconds.
+	aheadPages = 256
 	// copyBatch is how many pages a copying goroutine takes at a time.
 	copyBatch = 64
 	// copiers is how many goroutines copy at most.
@@ -45,13 +48,29 @@ func (h *helper) precopy(ctx context.Context, until time.Time) {
 			return
 		}
 		last, enough = len(h.scanned), lastPages
-		if h.copyScanned(ctx) != nil {
-			return // the ring is full: finish tries again
+		if h.copyAhead(ctx) != nil {
+			return // finish copies the rest
 		}
 		h.barrier.done.Rounds++
-		h.barrier.done.Precopied += uint64(last)
 		h.scan()
 	}
+}
+
+// copyAhead puts the scanned pages into the ring until ctx ends. What is left stays
+// scanned.
+func (h *helper) copyAhead(ctx context.Context) error {
+	pages := h.scanned
+	var err error
+	for len(pages) > 0 && err == nil {
+		n := min(len(pages), aheadPages)
+		if err = h.copyPages(ctx, pages[:n]); err == nil {
+			pages = pages[n:]
+			h.barrier.done.Precopied += uint64(n)
+			err = ctx.Err()
+		}
+	}
+	h.scanned = append(h.scanned[:0], pages...)
+	return err
 }
 
 // scan adds the pages that were stored to since the last scan to scanned.
@@ -92,16 +111,19 @@ func (h *helper) finish(ctx context.Context, extra []uint64) unix.Errno {
 	slices.Sort(h.scanned)
 	h.scanned = slices.Compact(h.scanned)
 	h.barrier.done.Copied += uint64(len(h.scanned))
-	return errnoOf(h.copyScanned(ctx))
+	err := h.copyPages(ctx, h.scanned)
+	if err == nil {
+		h.scanned = h.scanned[:0]
+	}
+	return errnoOf(err)
 }
 
-// copyScanned puts the scanned pages into the ring. After an error all of them are
-// still to be copied.
-func (h *helper) copyScanned(ctx context.Context) error {
+// copyPages puts pages, in ascending order, into the ring. After an error all of them
+// are still to be copied.
+func (h *helper) copyPages(ctx context.Context, pages []uint64) error {
 	begun := time.Now()
 	defer func() { h.barrier.done.CopyNs += uint64(time.Since(begun)) }()
 	end := uint64(roundUp(min(h.r.Size(), int64(len(h.r.mem))))) / pageSize
-	pages := h.scanned
 	for len(pages) > 0 && pages[len(pages)-1] >= end { // the file was truncated
 		pages = pages[:len(pages)-1]
 	}
@@ -129,11 +151,7 @@ func (h *helper) copyScanned(ctx context.Context) error {
 		// Positions of the ring are claimed and will never be full.
 		h.r.fail(fmt.Errorf("%w: %w", ErrGone, failed))
 	}
-	if failed != nil {
-		return failed
-	}
-	h.scanned = h.scanned[:0]
-	return nil
+	return failed
 }
 
 var errFault = errors.New("a page of the mapping cannot be read")

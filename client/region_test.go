@@ -157,6 +157,27 @@ func TestPages(t *testing.T) {
 	}
 }
 
+// Who is out of time copies no more ahead of the barrier, and what is left at it.
+func TestAhead(t *testing.T) {
+	const pages = 1000
+	r, d := attached(t, pages*pageSize, Options{})
+	h := &helper{r: r}
+	for no := range uint64(pages) {
+		h.scanned = append(h.scanned, no)
+	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := h.copyAhead(over)
+	d.take()
+	if left := len(h.scanned); !errors.Is(err, context.Canceled) || left == 0 || left+len(d.image) != pages {
+		t.Errorf("%v; %d pages were copied and %d are left, of %d", err, len(d.image), left, pages)
+	}
+	errno := h.finish(t.Context(), nil)
+	if d.take(); errno != 0 || len(h.scanned) > 0 || len(d.image) != pages {
+		t.Errorf("%v; %d pages were copied and %d are left, of %d", errno, len(d.image), len(h.scanned), pages)
+	}
+}
+
 // Who does not come is named, and the next barrier waits for it again.
 func TestLate(t *testing.T) {
 	r, d := attached(t, pageSize, Options{})

@@ -142,9 +142,17 @@ void barrier_go_on(struct rpmemfs *r)
 	r->member.stopped = false;
 }
 
-/* learn leaves rounds out for a while, longer each time, where they do not
- * help: a program that stores to the same pages again and again dirties them
- * faster than they are copied. */
+/* back_off leaves rounds out for a while, longer each time. */
+static void back_off(struct member *m)
+{
+	m->skips = m->skips ? m->skips * 2 : 1;
+	if (m->skips > SKIPS)
+		m->skips = SKIPS;
+	m->skip = m->skips;
+}
+
+/* learn leaves rounds out where they do not help: a program that stores to the
+ * same pages again and again dirties them faster than they are copied. */
 static void learn(struct rpmemfs *r)
 {
 	struct member *m = &r->member;
@@ -157,10 +165,7 @@ static void learn(struct rpmemfs *r)
 		m->skips = 0;
 		return;
 	}
-	m->skips = m->skips ? m->skips * 2 : 1;
-	if (m->skips > SKIPS)
-		m->skips = SKIPS;
-	m->skip = m->skips;
+	back_off(m);
 }
 
 int barrier_due(struct rpmemfs *r, uint64_t n, uint64_t timeout_ns)
@@ -179,6 +184,8 @@ int barrier_due(struct rpmemfs *r, uint64_t n, uint64_t timeout_ns)
 	m->stats = (struct rpmemfs_stats){ 0 };
 	capture_barrier(&r->capture, n);
 	error = precopy(r);
+	if (now_ns() >= late_at)
+		back_off(m);	/* or the next one is too late again */
 	if (!error && atomic_load(&r->leaky))
 		error = untracked(r);
 	if (error)

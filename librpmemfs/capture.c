@@ -11,6 +11,9 @@
 /* Fewer pages than this are copied sooner than a thread is woken. */
 enum { SHARE_PAGES = 64 };
 
+/* A list ahead of the barrier. */
+enum { AHEAD_PAGES = 256 };
+
 int capture_open(struct capture *c, uint8_t *base, uint64_t reserve,
 		 uint64_t size)
 {
@@ -67,6 +70,7 @@ void capture_begin(struct capture *c, uint64_t size, uint64_t tag,
 	c->tag = tag;
 	c->deadline = deadline;
 	c->spare = ahead ? c->ring.frames / 8 : 0;
+	c->most = ahead ? AHEAD_PAGES : CAPTURE_PAGES;
 	atomic_store(&c->next, 0);
 	atomic_store(&c->error, 0);
 }
@@ -74,7 +78,7 @@ void capture_begin(struct capture *c, uint64_t size, uint64_t tag,
 int capture_scan(struct capture *c)
 {
 	int n = track_scan(&c->track, &c->at, c->end, c->list, CAPTURE_RANGES,
-			   CAPTURE_PAGES);
+			   c->most);
 
 	c->ranges = n < 0 ? 0 : n;
 	c->pages = 0;

@@ -36,6 +36,7 @@ struct capture {
 	uint64_t tag;
 	uint64_t deadline;
 	uint32_t spare;		/* frames of the ring to leave free */
+	uint64_t most;		/* pages in a list */
 	uint8_t *seen;		/* by page: mark of the last barrier that took it */
 	uint64_t marks;		/* bytes at seen */
 	uint8_t mark;		/* of this barrier; any but 0 */
@@ -64,8 +65,10 @@ void capture_barrier(struct capture *c, uint64_t n);
 /*
  * A pass is capture_begin, then capture_scan and capture_copy in turns while
  * capture_more. Until a list was copied nothing else remembers its pages.
- * deadline bounds waits for room in the ring; ahead leaves half of the ring to
- * those who are in more of a hurry. An error: pages were missed.
+ * deadline bounds waits for room in the ring. A pass ahead of the barrier
+ * leaves some of the ring to those who are in more of a hurry, and takes short
+ * lists: a page that the program's memory has to get first, or that there is no
+ * room for, may take milliseconds. An error: pages were missed.
  */
 void capture_begin(struct capture *c, uint64_t size, uint64_t tag,
 		   uint64_t deadline, bool ahead);

@@ -190,13 +190,15 @@ func (c *child) stop() []string {
 // hear reads until a program was told of n more epochs.
 func (x *exactness) hear(p int, c *child, n int) {
 	x.m.t.Helper()
-	for n > 0 {
+	for late := 0; n > 0; {
 		line, err := c.line()
 		if err != nil {
 			x.m.t.Fatal(err)
 		}
 		if x.read(p, []string{line}) {
-			n--
+			n, late = n-1, 0
+		} else if late++; late > 100 {
+			x.m.t.Fatalf("no epoch ends; the program said %q, and more", line)
 		}
 	}
 }

@@ -351,6 +351,33 @@ static void test_full_ring(void)
 	fake_stop(f);
 }
 
+/* Copying ahead for a daemon that takes few pages in the time of a barrier ends
+ * before a thread would be late. */
+static void test_slow_ring(void)
+{
+	enum { SIZE = 96 * MIB };
+	struct fake *f = fake_start(SIZE);
+	struct rpmemfs *r = open_region(f);
+	struct behind b = { f, 5000 };
+	pthread_t t;
+	void *result;
+
+	for (size_t p = 0; p < SIZE / PAGE_SIZE; p++)
+		*word(r, p) += 1;
+	fake_set(f, (struct fake_faults){ .slow = true });
+	CHECK_ERROR(-pthread_create(&t, NULL, barrier_behind, &b), 0);
+	CHECK_ERROR(rpmemfs_allow_checkpoint(r), 0);
+	pthread_join(t, &result);
+	CHECK_ERROR((int)(intptr_t)result, 0);
+	CHECK(fake_counts(f).untracked == 0);
+	CHECK(fake_counts(f).precopied > 0 && fake_counts(f).copied > 0);
+	CHECK_ERROR(rpmemfs_prevent_checkpoint(r), 0);
+	CHECK(image_word(f, 23001) == 1);
+	rpmemfs_close(r);
+	nothing_wrong(f);
+	fake_stop(f);
+}
+
 struct lazy {
 	struct rpmemfs *region;
 	_Atomic int go, tid;
@@ -920,6 +947,7 @@ static const struct {
 	{ "threads_not_sole", test_threads_not_sole },
 	{ "large", test_large },
 	{ "full_ring", test_full_ring },
+	{ "slow_ring", test_slow_ring },
 	{ "late", test_late },
 	{ "late_other", test_late_other },
 	{ "gone", test_gone },

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/rpmemfs/rpmemfs/internal/loopback"
 	"github.com/rpmemfs/rpmemfs/internal/pki"
 	"github.com/rpmemfs/rpmemfs/internal/rpcerr"
 	"github.com/rpmemfs/rpmemfs/namespace"
@@ -177,13 +178,6 @@ func TestNodeTLS(t *testing.T) {
 	if out := mustCtl(t, "share", "ls", "--node", node, "--pki", dir+"/op"); !strings.HasPrefix(out, "SHARE") {
 		t.Errorf("operator: got %s", out)
 	}
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := closed.Close(); err != nil {
-		t.Fatal(err)
-	}
 	for _, tt := range []struct {
 		args []string
 		say  string
@@ -195,7 +189,7 @@ func TestNodeTLS(t *testing.T) {
 		{[]string{"--node", node}, "TLS needs certificates"},
 		{[]string{"--node", node + "/share", "--insecure"}, "name the node only"},
 		{[]string{"--node", "node", "--insecure"}, "no address of a memory node"},
-		{[]string{"--node", "tcp://" + closed.Addr().String(), "--insecure"}, "does not answer"},
+		{[]string{"--node", "tcp://" + loopback.Host() + ":7470", "--insecure"}, "does not answer"},
 		{nil, `"node" not set`},
 	} {
 		if code, _, errOut := ctl(t, append([]string{"share", "ls", "--timeout", "5s"}, tt.args...)...); code == exitOK || !strings.Contains(errOut, tt.say) {

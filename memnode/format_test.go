@@ -358,7 +358,8 @@ func FuzzMetaPages(f *testing.F) {
 }
 
 // The page checker finds what bbolt's own would: a page that is free and in use,
-// one that is neither, and one that is in two trees.
+// one that is neither, and one that is in two trees. And it finds a bucket that is
+// said to be a value.
 func TestMetaPagesFindsDamage(t *testing.T) {
 	dir := newPoolDir(t)
 	p := openPool(t, dir)
@@ -392,6 +393,14 @@ func TestMetaPagesFindsDamage(t *testing.T) {
 		checkMetaPages(bytes.NewReader(b), int64(len(b)), func(string, ...any) { found++ })
 		if found == 0 {
 			t.Errorf("%s: not found", what)
+		}
+	}
+	top := root.root * boltPageSize
+	for i := range uint64(good[top+10]) {
+		b := bytes.Clone(good)
+		b[top+boltPageHeader+i*boltElement] ^= boltBucketLeaf
+		if err := checkMetaFile(bytes.NewReader(b), int64(len(b))); err == nil {
+			t.Errorf("bucket %d is a value: not found", i)
 		}
 	}
 	checkMetaPages(bytes.NewReader(good), int64(len(good)), func(f string, args ...any) { t.Errorf(f, args...) })

@@ -144,7 +144,7 @@ func checkMetaPages(f io.ReaderAt, size int64, say func(format string, args ...a
 		return
 	}
 	c := &pageChecker{f: f, say: say, pages: r.pages, used: map[uint64]bool{}}
-	c.walk(r.root, 0, nil, nil)
+	c.walk(r.root, 0, true, nil, nil)
 	free := c.freelist(r.freelist)
 	for no := uint64(2); no < c.pages; no++ {
 		if c.used[no] == free[no] {
@@ -186,21 +186,21 @@ func (c *pageChecker) page(no uint64, flags uint16) []byte {
 }
 
 // walk checks the tree below a page, whose keys are not before lo and, unless hi
-// is nil, before hi.
-func (c *pageChecker) walk(no uint64, depth int, lo, hi []byte) {
+// is nil, before hi. The top one has buckets, and those have values.
+func (c *pageChecker) walk(no uint64, depth int, top bool, lo, hi []byte) {
 	if depth > boltMaxDepth {
 		c.say("meta.db: page %d: tree too deep", no)
 		return
 	}
 	if b := c.page(no, boltBranch|boltLeaf); b != nil {
-		c.elements(no, b, depth, lo, hi)
+		c.elements(no, b, depth, top, lo, hi)
 	}
 }
 
 // elements checks what is in a page, or in a bucket that lies within a value.
 // bbolt writes elements one behind the other and in order, and a bucket's value
 // ends with its last one.
-func (c *pageChecker) elements(no uint64, b []byte, depth int, lo, hi []byte) {
+func (c *pageChecker) elements(no uint64, b []byte, depth int, top bool, lo, hi []byte) {
 	le := binary.LittleEndian
 	count, branch := int(le.Uint16(b[10:])), le.Uint16(b[8:])&boltBranch != 0
 	next := uint64(boltPageHeader) + uint64(count)*boltElement // where the next key is
@@ -234,9 +234,9 @@ func (c *pageChecker) elements(no uint64, b []byte, depth int, lo, hi []byte) {
 		switch {
 		case branch:
 			children = append(children, child{le.Uint64(e[8:]), key})
-		case le.Uint32(e) == boltBucketLeaf:
+		case top && le.Uint32(e) == boltBucketLeaf:
 			c.bucket(no, value, depth)
-		case le.Uint32(e) != 0:
+		case top || le.Uint32(e) != 0:
 			c.say("meta.db: page %d: element %d has flags %#x", no, i, le.Uint32(e))
 		}
 	}
@@ -248,7 +248,7 @@ func (c *pageChecker) elements(no uint64, b []byte, depth int, lo, hi []byte) {
 		if i+1 < len(children) {
 			end = children[i+1].key
 		}
-		c.walk(kid.page, depth+1, kid.key, end)
+		c.walk(kid.page, depth+1, top, kid.key, end)
 	}
 }
 
@@ -262,14 +262,14 @@ func (c *pageChecker) bucket(no uint64, value []byte, depth int) {
 		if len(value) != boltBucketHeader {
 			c.say("meta.db: page %d: a bucket of %d bytes", no, len(value))
 		}
-		c.walk(binary.LittleEndian.Uint64(value), depth+1, nil, nil)
+		c.walk(binary.LittleEndian.Uint64(value), depth+1, false, nil, nil)
 	default:
 		b := value[boltBucketHeader:]
 		if len(b) < boltPageHeader || binary.LittleEndian.Uint16(b[8:]) != boltLeaf {
 			c.say("meta.db: page %d: a bucket that is no leaf", no)
 			return
 		}
-		c.elements(no, b, boltInline, nil, nil)
+		c.elements(no, b, boltInline, false, nil, nil)
 	}
 }
 

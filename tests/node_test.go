@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-
 	"net/http"
 	"os"
 	"path/filepath"

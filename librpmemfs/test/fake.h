@@ -13,7 +13,7 @@ struct fake;
 
 struct fake_faults {
 	bool stall;		/* takes nothing from the rings */
-	bool slow;		/* takes little until all are ready */
+	bool slow;		/* takes little from a ring until its member is ready */
 	bool mute;		/* answers nothing */
 	bool no_sole;		/* never lets a sole member go early */
 	bool garbage;		/* sends a malformed message next */

@@ -134,12 +134,12 @@ func TestWindowOfReader(t *testing.T) {
 
 // A pool in memory shows it, and makes persistent what was stored there.
 func TestBytes(t *testing.T) {
-	dir, err := os.MkdirTemp("/dev/shm", "rpmemfs-test-")
+	parent, err := os.MkdirTemp("/dev/shm", "rpmemfs-test-")
 	if err != nil {
 		t.Skipf("no tmpfs: %v", err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	dir = filepath.Join(dir, "pool")
+	t.Cleanup(func() { _ = os.RemoveAll(parent) })
+	dir := filepath.Join(parent, "pool")
 	if err := Create(dir, CreateOptions{SizeBytes: testSlots * region.PageSize, noSync: true}); err != nil {
 		t.Fatal(err)
 	}
